@@ -1,0 +1,308 @@
+/* Views: element types and the checks that make every later address safe. */
+#include "layout.h"
+
+#include <string.h>
+
+static const struct {
+    const char *name;
+    int32_t     bits;
+} dtypes[] = {
+    [PKV_DTYPE_F32] = {"f32", 32},           [PKV_DTYPE_F16] = {"f16", 16},
+    [PKV_DTYPE_BF16] = {"bf16", 16},         [PKV_DTYPE_FP8_E4M3] = {"fp8_e4m3", 8},
+    [PKV_DTYPE_FP8_E5M2] = {"fp8_e5m2", 8},  [PKV_DTYPE_INT8] = {"int8", 8},
+    [PKV_DTYPE_INT4] = {"int4", 4},          [PKV_DTYPE_BITS8] = {"bits8", 8},
+    [PKV_DTYPE_BITS16] = {"bits16", 16},     [PKV_DTYPE_BITS32] = {"bits32", 32},
+};
+enum { N_DTYPES = sizeof dtypes / sizeof dtypes[0] };
+
+int32_t pkv_dtype_bits(pkv_dtype dtype)
+{
+    return dtype > 0 && dtype < N_DTYPES ? dtypes[dtype].bits : 0;
+}
+
+const char *pkv_dtype_name(pkv_dtype dtype)
+{
+    return dtype > 0 && dtype < N_DTYPES ? dtypes[dtype].name : NULL;
+}
+
+pkv_dtype pkv_dtype_from_name(const char *name)
+{
+    for (pkv_dtype d = 1; name != NULL && d < N_DTYPES; d++) {
+        if (strcmp(name, dtypes[d].name) == 0) {
+            return d;
+        }
+    }
+    return 0;
+}
+
+int64_t pkv_i_dtype_bytes(pkv_dtype dtype, int64_t elements)
+{
+    int64_t bits = 0;
+    if (elements < 0 || PKV_I_MUL(elements, (int64_t)pkv_dtype_bits(dtype), &bits) ||
+        bits % 8 != 0) {
+        return -1;
+    }
+    return bits / 8;
+}
+
+/* An axis of a plane that has more than one element. */
+typedef struct axis {
+    int64_t n;
+    int64_t stride_bytes;
+} axis;
+
+/* The axes of a plane by rising stride; returns how many there are. */
+static int plane_axes(const pkv_i_view *view, const pkv_i_plane *plane, axis out[3])
+{
+    const axis all[3] = {{view->n_heads, plane->head_stride_bytes},
+                         {view->page_size, plane->token_stride_bytes},
+                         {view->n_pages, plane->page_stride_bytes}};
+    int n = 0;
+    for (int i = 0; i < 3; i++) {
+        if (all[i].n <= 1) {
+            continue;
+        }
+        int at = n++;
+        for (; at > 0 && out[at - 1].stride_bytes > all[i].stride_bytes; at--) {
+            out[at] = out[at - 1];
+        }
+        out[at] = all[i];
+    }
+    return n;
+}
+
+/*
+ * Fills span_bytes.  `distinct`: each axis must step over all that lies inside
+ * it, so that no two elements of the plane share a byte.
+ */
+static const char *check_plane(const pkv_i_view *view, pkv_i_plane *plane, bool distinct)
+{
+    axis    axes[3];
+    int     n = plane_axes(view, plane, axes);
+    int64_t span = plane->head_bytes;
+    for (int i = 0; i < n; i++) {
+        int64_t reach = 0;
+        if (axes[i].stride_bytes < 0) {
+            return "a stride is negative";
+        }
+        if (distinct && axes[i].stride_bytes < span) {
+            return "a stride is too small: slots of a plane overlap";
+        }
+        if (PKV_I_MUL(axes[i].n - 1, axes[i].stride_bytes, &reach) ||
+            PKV_I_ADD(span, reach, &span)) {
+            return "the shape overflows 63 bits";
+        }
+    }
+    if ((uintptr_t)plane->data > UINTPTR_MAX - (uint64_t)span) {
+        return "a plane runs over the end of the address space";
+    }
+    plane->span_bytes = span;
+    return NULL;
+}
+
+/*
+ * Do blocks of k_bytes on a lattice and blocks of v_bytes on the same lattice,
+ * delta bytes further, share a byte?  Only the two steps of the widest axis
+ * that bring the blocks nearest to each other can; then the next axis.
+ */
+static bool lattice_meets(const axis *axes, int n, int64_t delta, int64_t k_bytes, int64_t v_bytes)
+{
+    if (n == 0) {
+        return delta < k_bytes && -delta < v_bytes;
+    }
+    const axis widest = axes[n - 1];
+    int64_t    near = delta / widest.stride_bytes - (delta < 0 ? 1 : 0);
+    for (int64_t step = near; step <= near + 1; step++) {
+        if (step > -widest.n && step < widest.n &&
+            lattice_meets(axes, n - 1, delta - step * widest.stride_bytes, k_bytes, v_bytes)) {
+            return true;
+        }
+    }
+    return false;
+}
+
+/* K and V must not share a byte: disjoint ranges, or interleaved in step. */
+static const char *check_disjoint(const pkv_i_view *view)
+{
+    const pkv_i_plane *k = &view->plane[0];
+    const pkv_i_plane *v = &view->plane[1];
+    uintptr_t          k_at = (uintptr_t)k->data, v_at = (uintptr_t)v->data;
+    if (k_at + (uint64_t)k->span_bytes <= v_at || v_at + (uint64_t)v->span_bytes <= k_at) {
+        return NULL;
+    }
+    axis k_axes[3], v_axes[3];
+    int  n = plane_axes(view, k, k_axes);
+    if (plane_axes(view, v, v_axes) != n ||
+        memcmp(k_axes, v_axes, (size_t)n * sizeof k_axes[0]) != 0) {
+        return "K and V lie in one range with different strides";
+    }
+    int64_t delta = (int64_t)(v_at - k_at);
+    return lattice_meets(k_axes, n, delta, k->head_bytes, v->head_bytes) ? "K and V overlap" : NULL;
+}
+
+/* Is the view still being sized, by a builder that got no memory? */
+static bool being_sized(const pkv_i_view *view)
+{
+    return view->plane[0].data == NULL;
+}
+
+static const char *check_shape(const pkv_i_view *view, int64_t fewest_tokens)
+{
+    if (view->n_pages < 1) {
+        return "n_pages is below 1";
+    }
+    if (view->page_size < fewest_tokens) {
+        return fewest_tokens == 0 ? "n_tokens is negative" : "page_size is below 1";
+    }
+    if (view->n_heads < 1) {
+        return "n_heads is below 1";
+    }
+    if (pkv_dtype_bits(view->dtype) == 0) {
+        return "dtype is none";
+    }
+    int64_t slots = 0;
+    return PKV_I_MUL(view->n_pages, view->page_size, &slots) ? "the shape overflows 63 bits" : NULL;
+}
+
+/* All checks that caches and rows share.  `distinct`: memory that is written. */
+static pkv_status check_view(pkv_i_view *view, bool distinct, int64_t fewest_tokens, pkv_error *err)
+{
+    const char *wrong = check_shape(view, fewest_tokens);
+    view->n_planes = view->head_dim[1] != 0 ? 2 : 1;
+    for (int i = 0; wrong == NULL && i < view->n_planes; i++) {
+        pkv_i_plane *plane = &view->plane[i];
+        plane->head_bytes = pkv_i_dtype_bytes(view->dtype, view->head_dim[i]);
+        if (view->head_dim[i] < 1) {
+            wrong = "head_dim is below 1";
+        } else if (plane->head_bytes < 1) {
+            wrong = "head_dim makes no whole bytes, or overflows";
+        } else {
+            wrong = check_plane(view, plane, distinct);
+        }
+    }
+    bool alone = view->n_planes == 1 || (being_sized(view) && view->plane[1].data == NULL);
+    if (wrong == NULL && distinct && !alone) {
+        wrong = check_disjoint(view);
+    }
+    if (wrong == NULL && view->n_planes == 2 && view->plane[1].data == NULL && !being_sized(view) &&
+        view->page_size > 0) {
+        wrong = "V has a head_dim and no data";
+    }
+    return wrong == NULL ? PKV_OK : pkv_i_fail(err, PKV_E_INVALID, wrong);
+}
+
+pkv_status pkv_i_view_cache(const pkv_cache *cache, pkv_i_view *out, pkv_error *err)
+{
+    PKV_I_TRY(pkv_i_check_struct(cache, sizeof *cache, err));
+    if ((cache->flags & ~(uint32_t)PKV_CACHE_SHARED) != 0) {
+        return pkv_i_fail(err, PKV_E_UNSUPPORTED, "a flag of the cache is unknown");
+    }
+    const pkv_plane *planes[2] = {&cache->k, &cache->v};
+    *out = (pkv_i_view){
+        .n_pages = cache->n_pages, .page_size = cache->page_size, .n_heads = cache->n_heads,
+        .dtype = cache->dtype, .flags = cache->flags,
+        .has_scales = cache->k_scales.kind != PKV_SCALES_NONE ||
+                      cache->v_scales.kind != PKV_SCALES_NONE};
+    for (int i = 0; i < 2; i++) {
+        out->head_dim[i] = planes[i]->head_dim;
+        out->plane[i] = (pkv_i_plane){.data = planes[i]->data,
+                                      .page_stride_bytes = planes[i]->page_stride_bytes,
+                                      .token_stride_bytes = planes[i]->token_stride_bytes,
+                                      .head_stride_bytes = planes[i]->head_stride_bytes};
+    }
+    return check_view(out, true, 1, err);
+}
+
+/* Rows are one page; new K/V and gathered rows differ in who may write them. */
+static pkv_status view_rows(pkv_i_view *out, bool written, int64_t n_tokens, int64_t n_heads,
+                            pkv_dtype dtype, uint32_t flags, pkv_error *err)
+{
+    if (flags != 0) {
+        return pkv_i_fail(err, PKV_E_UNSUPPORTED, "a flag of the rows is unknown");
+    }
+    out->n_pages = 1;
+    out->page_size = n_tokens;
+    out->n_heads = n_heads;
+    out->dtype = dtype;
+    out->flags = 0;
+    out->has_scales = false;
+    PKV_I_TRY(check_view(out, written, 0, err));
+    if (n_tokens > 0 && out->plane[0].data == NULL) {
+        return pkv_i_fail(err, PKV_E_INVALID, "rows without data");
+    }
+    return PKV_OK;
+}
+
+pkv_status pkv_i_view_rows(const pkv_rows *rows, pkv_i_view *out, pkv_error *err)
+{
+    PKV_I_TRY(pkv_i_check_struct(rows, sizeof *rows, err));
+    const pkv_rows_plane *planes[2] = {&rows->k, &rows->v};
+    for (int i = 0; i < 2; i++) {
+        out->head_dim[i] = planes[i]->head_dim;
+        out->plane[i] = (pkv_i_plane){.data = planes[i]->data,
+                                      .token_stride_bytes = planes[i]->token_stride_bytes,
+                                      .head_stride_bytes = planes[i]->head_stride_bytes};
+    }
+    return view_rows(out, true, rows->n_tokens, rows->n_heads, rows->dtype, rows->flags, err);
+}
+
+pkv_status pkv_i_view_new_kv(const pkv_new_kv *new_kv, pkv_i_view *out, pkv_error *err)
+{
+    PKV_I_TRY(pkv_i_check_struct(new_kv, sizeof *new_kv, err));
+    const pkv_new_kv_plane *planes[2] = {&new_kv->k, &new_kv->v};
+    for (int i = 0; i < 2; i++) {
+        out->head_dim[i] = planes[i]->head_dim;
+        /* Through an integer: one form serves both directions, and an update only reads here. */
+        out->plane[i] = (pkv_i_plane){.data = (char *)(uintptr_t)planes[i]->data,
+                                      .token_stride_bytes = planes[i]->token_stride_bytes,
+                                      .head_stride_bytes = planes[i]->head_stride_bytes};
+    }
+    return view_rows(out, false, new_kv->n_tokens, new_kv->n_heads, new_kv->dtype, new_kv->flags,
+                     err);
+}
+
+pkv_status pkv_cache_check(const pkv_cache *cache, pkv_error *err)
+{
+    pkv_i_view view;
+    return pkv_i_view_cache(cache, &view, err);
+}
+
+pkv_status pkv_new_kv_check(const pkv_new_kv *new_kv, pkv_error *err)
+{
+    pkv_i_view view;
+    return pkv_i_view_new_kv(new_kv, &view, err);
+}
+
+pkv_status pkv_rows_check(const pkv_rows *rows, pkv_error *err)
+{
+    pkv_i_view view;
+    return pkv_i_view_rows(rows, &view, err);
+}
+
+pkv_status pkv_cache_bytes(const pkv_cache *cache, int64_t *k_bytes, int64_t *v_bytes,
+                           int64_t *total_bytes, pkv_error *err)
+{
+    pkv_i_view view;
+    PKV_I_TRY(pkv_i_view_cache(cache, &view, err));
+    int64_t k = view.plane[0].span_bytes;
+    int64_t v = view.n_planes == 2 ? view.plane[1].span_bytes : 0;
+    int64_t total = 0;
+    if (PKV_I_ADD(k, v, &total)) {
+        return pkv_i_fail(err, PKV_E_INVALID, "the shape overflows 63 bits");
+    }
+    uint64_t v_offset = (uintptr_t)view.plane[1].data - (uintptr_t)view.plane[0].data;
+    if (v > 0 && v_offset > 0 && v_offset <= (uint64_t)k) {
+        int64_t v_end = (int64_t)v_offset + v;
+        total = v_end > k ? v_end : k;
+    }
+    if (k_bytes != NULL) {
+        *k_bytes = k;
+    }
+    if (v_bytes != NULL) {
+        *v_bytes = v;
+    }
+    if (total_bytes != NULL) {
+        *total_bytes = total;
+    }
+    return PKV_OK;
+}
