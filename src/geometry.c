@@ -42,26 +42,21 @@ static bool views_meet(const pkv_i_view *a, const pkv_i_view *b)
  * Strides of axes with a single element mean nothing and must not stand in the
  * way of folding: they are replaced by what a dense neighbour would have.
  */
-static pkv_i_lane lane_of(const pkv_i_view *cache, const pkv_i_view *rows, int plane)
+static void fill_lane(const pkv_i_view *cache, const pkv_i_view *rows, int plane, pkv_i_lane *l)
 {
     const pkv_i_plane *c = &cache->plane[plane];
     const pkv_i_plane *r = &rows->plane[plane];
-    pkv_i_lane lane = {.cache = c->data,
-                       .rows = r->data,
-                       .n_heads = cache->n_heads,
-                       .head_bytes = c->head_bytes,
-                       .cache_page_stride_bytes = cache->n_pages == 1 ? 0 : c->page_stride_bytes,
-                       .cache_token_stride_bytes = c->token_stride_bytes,
-                       .cache_head_stride_bytes = c->head_stride_bytes,
-                       .rows_token_stride_bytes = r->token_stride_bytes,
-                       .rows_head_stride_bytes = r->head_stride_bytes};
-    if (cache->page_size == 1) {
-        lane.cache_token_stride_bytes = lane.cache_page_stride_bytes;
-    }
-    if (rows->page_size == 1) {
-        lane.rows_token_stride_bytes = lane.cache_token_stride_bytes;
-    }
-    return lane;
+    const int64_t      page_stride = cache->n_pages == 1 ? 0 : c->page_stride_bytes;
+    l->cache = c->data;
+    l->rows = r->data;
+    l->n_heads = cache->n_heads;
+    l->head_bytes = c->head_bytes;
+    l->cache_page_stride_bytes = page_stride;
+    l->cache_token_stride_bytes = cache->page_size == 1 ? page_stride : c->token_stride_bytes;
+    l->cache_head_stride_bytes = c->head_stride_bytes;
+    l->rows_token_stride_bytes =
+        rows->page_size == 1 ? l->cache_token_stride_bytes : r->token_stride_bytes;
+    l->rows_head_stride_bytes = r->head_stride_bytes;
 }
 
 /* Heads side by side on both sides become one. */
@@ -101,10 +96,12 @@ pkv_status pkv_i_geometry_of(const pkv_i_view *cache, const pkv_i_view *rows, pk
     if (rows->page_size > 0 && views_meet(cache, rows)) {
         return pkv_i_fail(err, PKV_E_INVALID, "the cache and the rows overlap in memory");
     }
-    *out = (pkv_i_geometry){.n_lanes = cache->n_planes, .page_size = cache->page_size,
-                            .pages_adjacent = true};
+    out->n_lanes = cache->n_planes;
+    out->page_size = cache->page_size;
+    out->pages_adjacent = true;
+    out->token_bytes = 0;
     for (int i = 0; i < cache->n_planes; i++) {
-        out->lane[i] = lane_of(cache, rows, i);
+        fill_lane(cache, rows, i, &out->lane[i]);
         out->token_bytes += out->lane[i].head_bytes * cache->n_heads;
     }
     /* Interleaved by head first; then whole tokens; then V behind K in a token. */

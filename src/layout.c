@@ -45,50 +45,57 @@ int64_t pkv_i_dtype_bytes(pkv_dtype dtype, int64_t elements)
     return bits / 8;
 }
 
-/* An axis of a plane that has more than one element. */
-typedef struct axis {
-    int64_t n;
-    int64_t stride_bytes;
-} axis;
+/* The axes of a plane that have more than one element, by rising stride. */
+typedef struct axes {
+    int n;
+    struct {
+        int64_t n;
+        int64_t stride_bytes;
+    } at[3];
+} axes;
 
-/* The axes of a plane by rising stride; returns how many there are. */
-static int plane_axes(const pkv_i_view *view, const pkv_i_plane *plane, axis out[3])
+static inline void insert_axis(axes *a, int64_t n, int64_t stride_bytes)
 {
-    const axis all[3] = {{view->n_heads, plane->head_stride_bytes},
-                         {view->page_size, plane->token_stride_bytes},
-                         {view->n_pages, plane->page_stride_bytes}};
-    int n = 0;
-    for (int i = 0; i < 3; i++) {
-        if (all[i].n <= 1) {
-            continue;
-        }
-        int at = n++;
-        for (; at > 0 && out[at - 1].stride_bytes > all[i].stride_bytes; at--) {
-            out[at] = out[at - 1];
-        }
-        out[at] = all[i];
+    if (n <= 1) {
+        return;
     }
-    return n;
+    int at = a->n++;
+    for (; at > 0 && a->at[at - 1].stride_bytes > stride_bytes; at--) {
+        a->at[at] = a->at[at - 1];
+    }
+    a->at[at].n = n;
+    a->at[at].stride_bytes = stride_bytes;
+}
+
+static bool same_axes(const axes *a, const axes *b)
+{
+    bool same = a->n == b->n;
+    for (int i = 0; same && i < a->n; i++) {
+        same = a->at[i].n == b->at[i].n && a->at[i].stride_bytes == b->at[i].stride_bytes;
+    }
+    return same;
 }
 
 /*
- * Fills span_bytes.  `distinct`: each axis must step over all that lies inside
- * it, so that no two elements of the plane share a byte.
+ * Fills span_bytes and *a.  `distinct`: each axis must step over all that lies
+ * inside it, so that no two elements of the plane share a byte.
  */
-static const char *check_plane(const pkv_i_view *view, pkv_i_plane *plane, bool distinct)
+static const char *check_plane(const pkv_i_view *view, pkv_i_plane *plane, bool distinct, axes *a)
 {
-    axis    axes[3];
-    int     n = plane_axes(view, plane, axes);
+    a->n = 0;
+    insert_axis(a, view->n_heads, plane->head_stride_bytes);
+    insert_axis(a, view->page_size, plane->token_stride_bytes);
+    insert_axis(a, view->n_pages, plane->page_stride_bytes);
     int64_t span = plane->head_bytes;
-    for (int i = 0; i < n; i++) {
+    for (int i = 0; i < a->n; i++) {
         int64_t reach = 0;
-        if (axes[i].stride_bytes < 0) {
+        if (a->at[i].stride_bytes < 0) {
             return "a stride is negative";
         }
-        if (distinct && axes[i].stride_bytes < span) {
+        if (distinct && a->at[i].stride_bytes < span) {
             return "a stride is too small: slots of a plane overlap";
         }
-        if (PKV_I_MUL(axes[i].n - 1, axes[i].stride_bytes, &reach) ||
+        if (PKV_I_MUL(a->at[i].n - 1, a->at[i].stride_bytes, &reach) ||
             PKV_I_ADD(span, reach, &span)) {
             return "the shape overflows 63 bits";
         }
@@ -101,20 +108,20 @@ static const char *check_plane(const pkv_i_view *view, pkv_i_plane *plane, bool 
 }
 
 /*
- * Do blocks of k_bytes on a lattice and blocks of v_bytes on the same lattice,
- * delta bytes further, share a byte?  Only the two steps of the widest axis
- * that bring the blocks nearest to each other can; then the next axis.
+ * Do blocks of k_bytes on a lattice of the first n axes and blocks of v_bytes on
+ * the same lattice, delta bytes further, share a byte?  Only the two steps of
+ * the widest axis that bring the blocks nearest to each other can; then the next.
  */
-static bool lattice_meets(const axis *axes, int n, int64_t delta, int64_t k_bytes, int64_t v_bytes)
+static bool lattice_meets(const axes *a, int n, int64_t delta, int64_t k_bytes, int64_t v_bytes)
 {
     if (n == 0) {
         return delta < k_bytes && -delta < v_bytes;
     }
-    const axis widest = axes[n - 1];
-    int64_t    near = delta / widest.stride_bytes - (delta < 0 ? 1 : 0);
+    const int64_t steps = a->at[n - 1].n, stride = a->at[n - 1].stride_bytes;
+    const int64_t near = delta / stride - (delta < 0 ? 1 : 0);
     for (int64_t step = near; step <= near + 1; step++) {
-        if (step > -widest.n && step < widest.n &&
-            lattice_meets(axes, n - 1, delta - step * widest.stride_bytes, k_bytes, v_bytes)) {
+        if (step > -steps && step < steps &&
+            lattice_meets(a, n - 1, delta - step * stride, k_bytes, v_bytes)) {
             return true;
         }
     }
@@ -122,22 +129,25 @@ static bool lattice_meets(const axis *axes, int n, int64_t delta, int64_t k_byte
 }
 
 /* K and V must not share a byte: disjoint ranges, or interleaved in step. */
-static const char *check_disjoint(const pkv_i_view *view)
+static const char *check_disjoint(const pkv_i_view *view, const axes a[2])
 {
     const pkv_i_plane *k = &view->plane[0];
     const pkv_i_plane *v = &view->plane[1];
-    uintptr_t          k_at = (uintptr_t)k->data, v_at = (uintptr_t)v->data;
+    const uintptr_t    k_at = (uintptr_t)k->data, v_at = (uintptr_t)v->data;
     if (k_at + (uint64_t)k->span_bytes <= v_at || v_at + (uint64_t)v->span_bytes <= k_at) {
         return NULL;
     }
-    axis k_axes[3], v_axes[3];
-    int  n = plane_axes(view, k, k_axes);
-    if (plane_axes(view, v, v_axes) != n ||
-        memcmp(k_axes, v_axes, (size_t)n * sizeof k_axes[0]) != 0) {
+    if (!same_axes(&a[0], &a[1])) {
         return "K and V lie in one range with different strides";
     }
-    int64_t delta = (int64_t)(v_at - k_at);
-    return lattice_meets(k_axes, n, delta, k->head_bytes, v->head_bytes) ? "K and V overlap" : NULL;
+    const int64_t delta = (int64_t)(v_at - k_at);
+    /* The usual case, without divisions: V between two head vectors of K. */
+    if (a[0].n > 0 && delta >= k->head_bytes &&
+        delta <= a[0].at[0].stride_bytes - v->head_bytes) {
+        return NULL;
+    }
+    return lattice_meets(&a[0], a[0].n, delta, k->head_bytes, v->head_bytes) ? "K and V overlap"
+                                                                              : NULL;
 }
 
 /* Is the view still being sized, by a builder that got no memory? */
@@ -168,6 +178,7 @@ static const char *check_shape(const pkv_i_view *view, int64_t fewest_tokens)
 static pkv_status check_view(pkv_i_view *view, bool distinct, int64_t fewest_tokens, pkv_error *err)
 {
     const char *wrong = check_shape(view, fewest_tokens);
+    axes        a[2] = {{0}};
     view->n_planes = view->head_dim[1] != 0 ? 2 : 1;
     for (int i = 0; wrong == NULL && i < view->n_planes; i++) {
         pkv_i_plane *plane = &view->plane[i];
@@ -177,12 +188,12 @@ static pkv_status check_view(pkv_i_view *view, bool distinct, int64_t fewest_tok
         } else if (plane->head_bytes < 1) {
             wrong = "head_dim makes no whole bytes, or overflows";
         } else {
-            wrong = check_plane(view, plane, distinct);
+            wrong = check_plane(view, plane, distinct, &a[i]);
         }
     }
     bool alone = view->n_planes == 1 || (being_sized(view) && view->plane[1].data == NULL);
     if (wrong == NULL && distinct && !alone) {
-        wrong = check_disjoint(view);
+        wrong = check_disjoint(view, a);
     }
     if (wrong == NULL && view->n_planes == 2 && view->plane[1].data == NULL && !being_sized(view) &&
         view->page_size > 0) {
@@ -198,17 +209,19 @@ pkv_status pkv_i_view_cache(const pkv_cache *cache, pkv_i_view *out, pkv_error *
         return pkv_i_fail(err, PKV_E_UNSUPPORTED, "a flag of the cache is unknown");
     }
     const pkv_plane *planes[2] = {&cache->k, &cache->v};
-    *out = (pkv_i_view){
-        .n_pages = cache->n_pages, .page_size = cache->page_size, .n_heads = cache->n_heads,
-        .dtype = cache->dtype, .flags = cache->flags,
-        .has_scales = cache->k_scales.kind != PKV_SCALES_NONE ||
-                      cache->v_scales.kind != PKV_SCALES_NONE};
+    out->n_pages = cache->n_pages;
+    out->page_size = cache->page_size;
+    out->n_heads = cache->n_heads;
+    out->dtype = cache->dtype;
+    out->flags = cache->flags;
+    out->has_scales = cache->k_scales.kind != PKV_SCALES_NONE ||
+                      cache->v_scales.kind != PKV_SCALES_NONE;
     for (int i = 0; i < 2; i++) {
         out->head_dim[i] = planes[i]->head_dim;
-        out->plane[i] = (pkv_i_plane){.data = planes[i]->data,
-                                      .page_stride_bytes = planes[i]->page_stride_bytes,
-                                      .token_stride_bytes = planes[i]->token_stride_bytes,
-                                      .head_stride_bytes = planes[i]->head_stride_bytes};
+        out->plane[i].data = planes[i]->data;
+        out->plane[i].page_stride_bytes = planes[i]->page_stride_bytes;
+        out->plane[i].token_stride_bytes = planes[i]->token_stride_bytes;
+        out->plane[i].head_stride_bytes = planes[i]->head_stride_bytes;
     }
     return check_view(out, true, 1, err);
 }
@@ -239,9 +252,10 @@ pkv_status pkv_i_view_rows(const pkv_rows *rows, pkv_i_view *out, pkv_error *err
     const pkv_rows_plane *planes[2] = {&rows->k, &rows->v};
     for (int i = 0; i < 2; i++) {
         out->head_dim[i] = planes[i]->head_dim;
-        out->plane[i] = (pkv_i_plane){.data = planes[i]->data,
-                                      .token_stride_bytes = planes[i]->token_stride_bytes,
-                                      .head_stride_bytes = planes[i]->head_stride_bytes};
+        out->plane[i].data = planes[i]->data;
+        out->plane[i].page_stride_bytes = 0;
+        out->plane[i].token_stride_bytes = planes[i]->token_stride_bytes;
+        out->plane[i].head_stride_bytes = planes[i]->head_stride_bytes;
     }
     return view_rows(out, true, rows->n_tokens, rows->n_heads, rows->dtype, rows->flags, err);
 }
@@ -253,9 +267,10 @@ pkv_status pkv_i_view_new_kv(const pkv_new_kv *new_kv, pkv_i_view *out, pkv_erro
     for (int i = 0; i < 2; i++) {
         out->head_dim[i] = planes[i]->head_dim;
         /* Through an integer: one form serves both directions, and an update only reads here. */
-        out->plane[i] = (pkv_i_plane){.data = (char *)(uintptr_t)planes[i]->data,
-                                      .token_stride_bytes = planes[i]->token_stride_bytes,
-                                      .head_stride_bytes = planes[i]->head_stride_bytes};
+        out->plane[i].data = (char *)(uintptr_t)planes[i]->data;
+        out->plane[i].page_stride_bytes = 0;
+        out->plane[i].token_stride_bytes = planes[i]->token_stride_bytes;
+        out->plane[i].head_stride_bytes = planes[i]->head_stride_bytes;
     }
     return view_rows(out, false, new_kv->n_tokens, new_kv->n_heads, new_kv->dtype, new_kv->flags,
                      err);

@@ -2,10 +2,41 @@
 #define _DEFAULT_SOURCE /* MAP_ANONYMOUS, madvise() */
 #include "internal.h"
 
+#include <errno.h>
 #include <sys/mman.h>
 
 /* Common size of a huge page; where the system's is another, alignment is all that is lost. */
 static const uint64_t HUGE_PAGE_BYTES = (uint64_t)2 << 20;
+
+/* map_bytes of fresh memory that begins at a huge page; NULL if there is none. */
+static char *map_aligned(uint64_t map_bytes)
+{
+    /* Room to move the start: a mapping is aligned to an ordinary page only. */
+    char *map = mmap(NULL, map_bytes + HUGE_PAGE_BYTES, PROT_READ | PROT_WRITE,
+                     MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    if (map == MAP_FAILED) {
+        return NULL;
+    }
+    uint64_t skip = (HUGE_PAGE_BYTES - (uintptr_t)map % HUGE_PAGE_BYTES) % HUGE_PAGE_BYTES;
+    if (skip > 0) {
+        munmap(map, skip);
+    }
+    munmap(map + skip + map_bytes, HUGE_PAGE_BYTES - skip);
+    return map + skip;
+}
+
+/* Tells the system which pages are wanted; true if it takes the wish for huge ones. */
+static bool advise(char *map, uint64_t map_bytes, uint32_t flags)
+{
+#ifdef MADV_HUGEPAGE
+    if ((flags & PKV_MEMORY_HUGE_PAGES) != 0) {
+        return madvise(map, map_bytes, MADV_HUGEPAGE) == 0;
+    }
+    /* Refused by systems without huge pages, which comes to the same. */
+    (void)madvise(map, map_bytes, MADV_NOHUGEPAGE);
+#endif
+    return false;
+}
 
 pkv_status pkv_memory_alloc(pkv_memory *out, uint64_t size_bytes, uint32_t flags)
 {
@@ -16,39 +47,22 @@ pkv_status pkv_memory_alloc(pkv_memory *out, uint64_t size_bytes, uint32_t flags
     if (size_bytes == 0) {
         return PKV_E_INVALID;
     }
-    uint64_t map_bytes = 0;
-    /* Room to begin at a huge page: a mapping is aligned to an ordinary one only. */
-    if (PKV_I_ADD(size_bytes, 2 * HUGE_PAGE_BYTES, &map_bytes) || map_bytes > PTRDIFF_MAX) {
+    if (size_bytes > PTRDIFF_MAX - 2 * HUGE_PAGE_BYTES) {
         return PKV_E_NO_MEMORY;
     }
-    char *map = mmap(NULL, map_bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
-    if (map == MAP_FAILED) {
+    const int      caller_errno = errno; /* the library leaves it alone */
+    const uint64_t map_bytes =
+        (size_bytes + HUGE_PAGE_BYTES - 1) / HUGE_PAGE_BYTES * HUGE_PAGE_BYTES;
+    char *map = map_aligned(map_bytes);
+    bool  huge = map != NULL && advise(map, map_bytes, flags);
+    errno = caller_errno;
+    if (map == NULL) {
         return PKV_E_NO_MEMORY;
     }
-    uint64_t skip = (HUGE_PAGE_BYTES - (uintptr_t)map % HUGE_PAGE_BYTES) % HUGE_PAGE_BYTES;
-    uint64_t whole = (size_bytes + HUGE_PAGE_BYTES - 1) / HUGE_PAGE_BYTES * HUGE_PAGE_BYTES;
-    uint32_t given = 0;
-    /* Hand the unused ends back, so that the mapping is exactly the usable bytes. */
-    if (skip > 0) {
-        munmap(map, skip);
-    }
-    if (map_bytes > skip + whole) {
-        munmap(map + skip + whole, map_bytes - skip - whole);
-    }
-#ifdef MADV_HUGEPAGE
-    if ((flags & PKV_MEMORY_HUGE_PAGES) != 0 &&
-        madvise(map + skip, whole, MADV_HUGEPAGE) == 0) {
-        given = PKV_MEMORY_HUGE_PAGES;
-    }
-    if ((flags & PKV_MEMORY_HUGE_PAGES) == 0) {
-        /* Refused by systems without huge pages, which comes to the same. */
-        (void)madvise(map + skip, whole, MADV_NOHUGEPAGE);
-    }
-#endif
-    out->data = map + skip;
-    out->size_bytes = whole;
-    out->map_bytes = whole;
-    out->flags = given;
+    out->data = map;
+    out->size_bytes = map_bytes;
+    out->map_bytes = map_bytes;
+    out->flags = huge ? PKV_MEMORY_HUGE_PAGES : 0;
     out->reserved = 0;
     return PKV_OK;
 }
@@ -58,7 +72,9 @@ void pkv_memory_free(pkv_memory *memory)
     if (memory == NULL || memory->data == NULL) {
         return;
     }
+    const int caller_errno = errno;
     munmap(memory->data, memory->map_bytes);
+    errno = caller_errno;
     memory->data = NULL;
     memory->size_bytes = 0;
     memory->map_bytes = 0;

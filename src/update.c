@@ -70,16 +70,18 @@ static pkv_status check_layer_slices(const call *c, const pkv_slices *slices,
                                      const pkv_i_view *cache, const pkv_i_view *rows, checked *done,
                                      pkv_error *err)
 {
-    checked now = {.slices = slices, .n_tokens = rows->page_size,
-                   .n_slots = cache->n_pages * cache->page_size, .page_size = cache->page_size};
-    if (done->slices == slices && done->n_tokens == now.n_tokens && done->n_slots == now.n_slots &&
-        done->page_size == now.page_size) {
+    const int64_t n_slots = cache->n_pages * cache->page_size;
+    if (done->slices == slices && done->n_tokens == rows->page_size && done->n_slots == n_slots &&
+        done->page_size == cache->page_size) {
         return PKV_OK;
     }
     int32_t strict = (c->opts.flags & PKV_UPDATE_STRICT) != 0;
-    PKV_I_TRY(pkv_slices_check(slices, now.n_tokens, now.n_slots, now.page_size, strict,
-                               &now.sum_tokens, err));
-    *done = now;
+    PKV_I_TRY(pkv_slices_check(slices, rows->page_size, n_slots, cache->page_size, strict,
+                               &done->sum_tokens, err));
+    done->slices = slices;
+    done->n_tokens = rows->page_size;
+    done->n_slots = n_slots;
+    done->page_size = cache->page_size;
     return PKV_OK;
 }
 
