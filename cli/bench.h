@@ -1,0 +1,94 @@
+/* What the parts of `pagedkv bench` share: options, result rows, random numbers. */
+#ifndef PAGEDKV_CLI_BENCH_H
+#define PAGEDKV_CLI_BENCH_H
+
+#include <stdbool.h>
+#include <stdint.h>
+
+#include "bench_machine.h"
+#include "cli.h"
+
+/* Choices are sets; an empty one stands for the default grid. */
+enum { BENCH_COMBINED = 1, BENCH_NHD = 2, BENCH_HND = 4 };
+enum { BENCH_COLD = 1, BENCH_WARM = 2 };
+enum { BENCH_HUGE_OFF = 1, BENCH_HUGE_ON = 2 };
+
+typedef struct bench_options {
+    const char   *json_path;  /* NULL: none */
+    const char   *isa;        /* NULL: the chosen one; "all" */
+    const char   *pattern;    /* NULL: all */
+    int64_t       threads;    /* 0: one, and all */
+    int64_t       page_size;  /* 0: the pattern's own */
+    int64_t       num_kv_heads;
+    int64_t       head_dim;
+    pkv_dtype     dtype;
+    int64_t       rounds;     /* 0: as many as the time allows */
+    int64_t       seconds;
+    unsigned      layouts;    /* BENCH_COMBINED, ... */
+    unsigned      sources;    /* BENCH_COLD, ... */
+    unsigned      huge_pages; /* BENCH_HUGE_OFF, ... */
+    bool          quick;
+    bool          quiet;
+    bool          run_update;
+    bool          run_plan;
+    bench_machine machine;
+} bench_options;
+
+/* One row of results.  NULL text and negative numbers are JSON's null. */
+typedef struct bench_row {
+    const char *impl;
+    const char *case_name;
+    const char *pattern;
+    const char *plan;
+    const char *layout;
+    const char *source;
+    const char *dtype; /* of source and cache */
+    const char *isa;
+    const char *limit_way;
+    const char *pattern_way;
+    int64_t     page_size;
+    int64_t     num_kv_heads;
+    int64_t     head_dim;
+    int64_t     requests;
+    int64_t     tokens;
+    int64_t     num_slices;
+    int64_t     threads;
+    int64_t     rounds;
+    int64_t     huge_pages; /* 1, 0: what the system gave */
+    double      ns_median;
+    double      ns_p25;
+    double      ns_p75;
+    double      ns_per_slice;
+    double      bytes_per_s;
+    double      limit_bytes_per_s;
+    double      limit_fraction;
+    double      pattern_bytes_per_s;
+    double      pattern_fraction;
+    double      memcpy_fraction;
+} bench_row;
+
+/* Everything is null; the plain defaults for a new row. */
+extern const bench_row bench_row_null;
+
+typedef struct bench_results {
+    bench_row *rows;
+    int64_t    n_rows;
+    int64_t    capacity;
+} bench_results;
+
+/* Appends a row.  Exit status. */
+int bench_add(bench_results *results, const bench_row *row);
+
+void bench_print_tables(const bench_options *options, const bench_results *results, FILE *out);
+
+/* An array of objects; NULL if memory ran out. */
+json_t *bench_rows_to_json(const bench_results *results);
+
+/* One line on a terminal's standard error, in the place of the last; NULL clears it. */
+void bench_progress(const bench_options *options, const char *text);
+
+/* The cases.  Each appends its rows and is done at about deadline_ns.  Exit status. */
+int bench_update(const bench_options *options, int64_t deadline_ns, bench_results *results);
+int bench_plan(const bench_options *options, int64_t deadline_ns, bench_results *results);
+
+#endif

@@ -1,0 +1,61 @@
+/* Content that can be made again: see content.h. */
+#include "content.h"
+
+#include <string.h>
+
+/* The finaliser of splitmix64 (Steele, Lea, Flood 2014): every bit reaches every bit. */
+static uint64_t mix64(uint64_t x)
+{
+    x ^= x >> 30;
+    x *= 0xbf58476d1ce4e5b9u;
+    x ^= x >> 27;
+    x *= 0x94d049bb133111ebu;
+    return x ^ (x >> 31);
+}
+
+/* The same idea in 32 bits, which compilers turn into vector code. */
+static inline uint32_t mix32(uint32_t x)
+{
+    x ^= x >> 16;
+    x *= 0x7feb352du;
+    x ^= x >> 15;
+    x *= 0x846ca68bu;
+    return x ^ (x >> 16);
+}
+
+static void fill_vector(uint64_t seed, unsigned char *out, int64_t n_bytes)
+{
+    const uint32_t low = (uint32_t)seed, high = (uint32_t)(seed >> 32);
+    const int64_t  n_words = n_bytes / 4;
+    for (int64_t i = 0; i < n_words; i++) {
+        uint32_t word = mix32(low + (uint32_t)i * 0x9e3779b9u) ^ high;
+        memcpy(out + 4 * i, &word, 4);
+    }
+    uint32_t last = mix32(low + (uint32_t)n_words * 0x9e3779b9u) ^ high;
+    memcpy(out + 4 * n_words, &last, (size_t)(n_bytes % 4));
+}
+
+void content_fill(const content_shape *shape, uint64_t key, int64_t position, int64_t layer,
+                  unsigned char *row)
+{
+    const uint64_t token = mix64(mix64(mix64(key) + (uint64_t)position) + (uint64_t)layer);
+    for (int64_t i = 0; i < 2 * shape->n_heads; i++) {
+        /* i counts K0, V0, K1, ...: head and plane in one number. */
+        fill_vector(mix64(token + (uint64_t)i), row + i * shape->head_bytes, shape->head_bytes);
+    }
+}
+
+void content_stamp(const content_shape *shape, int64_t position, int stamp, unsigned char *row)
+{
+    const int64_t byte = position % shape->head_dim * shape->bits / 8;
+    for (int64_t i = 0; i < 2 * shape->n_heads; i++) {
+        row[i * shape->head_bytes + byte] ^= (unsigned char)stamp;
+    }
+}
+
+bool content_is_poison(const unsigned char *bytes, size_t n_bytes)
+{
+    /* All bytes are the first one, and the first one is poison. */
+    return n_bytes == 0 ||
+           (bytes[0] == CONTENT_POISON && memcmp(bytes, bytes + 1, n_bytes - 1) == 0);
+}

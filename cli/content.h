@@ -1,0 +1,42 @@
+/*
+ * What the replay writes, and how it knows later that it is still there.  The
+ * content of a head vector follows from (key, position, layer, head, K or V),
+ * so nothing has to be remembered; a stamp tells which way wrote it last.
+ */
+#ifndef PAGEDKV_CLI_CONTENT_H
+#define PAGEDKV_CLI_CONTENT_H
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
+/* One token's row of the combined layout: K0 V0 K1 V1 ... */
+typedef struct content_shape {
+    int64_t n_heads;
+    int64_t head_dim;
+    int64_t head_bytes; /* bytes of one head vector */
+    int64_t bits;       /* bits of one element */
+    int64_t row_bytes;  /* 2 * n_heads * head_bytes */
+} content_shape;
+
+/* Memory that belongs to no token holds this byte. */
+enum { CONTENT_POISON = 0xA5 };
+
+/* Stamps: the ways that the same step is written.  0 means none. */
+enum { CONTENT_STAMPS = 4 };
+
+/* Fills the row of one token, unstamped. */
+void content_fill(const content_shape *shape, uint64_t key, int64_t position, int64_t layer,
+                  unsigned char *row);
+
+/*
+ * Mixes a stamp into one element of every head vector of the row, or takes the
+ * same one out again: into the lowest bits of its bytes, so that each element
+ * type can carry it.  Which element follows from the position.
+ */
+void content_stamp(const content_shape *shape, int64_t position, int stamp, unsigned char *row);
+
+/* Is every byte of the range poison? */
+bool content_is_poison(const unsigned char *bytes, size_t n_bytes);
+
+#endif

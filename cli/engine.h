@@ -1,0 +1,68 @@
+/* The replay's inner parts: memory, steps and checks work on one engine. */
+#ifndef PAGEDKV_CLI_ENGINE_H
+#define PAGEDKV_CLI_ENGINE_H
+
+#include "content.h"
+#include "replay.h"
+#include "schedule.h"
+
+/* One token of the current step. */
+typedef struct step_token {
+    uint64_t key;
+    int64_t  position;
+    int64_t  slot;
+} step_token;
+
+typedef struct engine {
+    const replay_options *o;
+    const trace          *trace;
+    replay_result        *result;
+    schedule              schedule;
+    content_shape         shape;
+    int64_t               layer_bytes;  /* of one layer's cache */
+    int64_t               source_bytes; /* of one layer's new K/V */
+    pkv_memory            cache_memory;
+    pkv_memory            source_memory;
+    pkv_cache            *caches;  /* [num_layers] */
+    pkv_new_kv           *sources; /* [num_layers] */
+    int32_t              *columns[N_WAYS]; /* [3, slices_capacity] */
+    int32_t               counts[N_WAYS];
+    int64_t               slices_capacity;
+    step_token           *tokens;  /* [max_num_batched_tokens] */
+    unsigned char        *stamps;  /* [slots] stamp that each slot must carry */
+    unsigned char        *scratch; /* [threads, row_bytes] */
+    int64_t               step;
+    bool                  reported; /* the first difference was printed */
+} engine;
+
+/*
+ * Where things lie.  Plain arithmetic on purpose, and not the library's: the
+ * check must not share the code that it checks.
+ */
+unsigned char *engine_cache_slot(const engine *e, int64_t layer, int64_t slot);
+unsigned char *engine_source_row(const engine *e, int64_t layer, int64_t row);
+int64_t        engine_row_slot(const engine *e, int64_t row, int64_t position);
+
+/* What the content of a row's request follows from. */
+uint64_t engine_request_key(const engine *e, int64_t row);
+
+/* Sizes and allocates everything; an exit status.  engine_tear_down() in any case. */
+int  engine_set_up(engine *e);
+void engine_tear_down(engine *e);
+
+/*
+ * Touches all memory, since the first to touch a page pays for it and that must
+ * not be the measured write; measures the copy limit; leaves the cache poisoned.
+ */
+void engine_touch_memory(engine *e);
+
+/* Reads a row's whole history back through its block table and compares it. */
+void engine_verify_row(engine *e, int64_t row);
+
+/* Marks the memory of a row's pages as nobody's. */
+void engine_poison_row(const engine *e, int64_t row);
+
+/* After the last request every page is free: every byte of the cache is poison. */
+void engine_check_poison(engine *e);
+
+#endif

@@ -1,0 +1,257 @@
+/* `pagedkv replay`: options, the trace, the run, what it says at the end. */
+#define _POSIX_C_SOURCE 200809L
+
+#include "replay.h"
+
+#include <getopt.h>
+#include <stddef.h>
+#include <string.h>
+
+enum { DEFAULT_SYNTHETIC_REQUESTS = 300 };
+
+static int print_help(void)
+{
+    printf(
+        "Usage: pagedkv replay [TRACE] [OPTION]...\n"
+        "\n"
+        "Schedules the requests of a trace as a continuous-batching engine does, writes\n"
+        "their K and V through a paged cache, and reads every byte back when a request\n"
+        "ends.  Without TRACE: a seeded synthetic chat trace.\n"
+        "\n"
+        "Trace\n"
+        "  --format auto|azure|mooncake    format of TRACE (auto)\n"
+        "  --max-requests N                read the first N requests only (all; synthetic: 300)\n"
+        "  --arrivals now|trace            all wait from the start, or by time stamps (now)\n"
+        "  --seed N                        of content and synthetic trace (1)\n"
+        "Cache\n"
+        "  --page-size N                   tokens of a page (16)\n"
+        "  --num-pages N                   pages (what 2 GiB of K/V hold)\n"
+        "  --num-kv-heads N                (8)        --head-dim N  (128)\n"
+        "  --num-layers N                  (1)\n"
+        "  --dtype NAME                    f32 f16 bf16 fp8_e4m3 fp8_e5m2 int8 int4 (bf16)\n"
+        "  --cache-dtype NAME              auto: as --dtype\n"
+        "Step\n"
+        "  --max-num-reqs N                most running requests (256)\n"
+        "  --max-num-batched-tokens N      most tokens of a step (8192)\n"
+        "  --num-slices-per-block N        copies in flight on a TPU; noted in the JSON (64)\n"
+        "Run\n"
+        "  --threads N                     (all cores)\n"
+        "  --backend cpu                   where the update runs\n"
+        "  --verify on|off                 content, stamps and the check of every byte (on)\n"
+        "  --json FILE                     write JSON to FILE; - is standard output, and then\n"
+        "                                  the table goes to standard error\n"
+        "  --series FILE                   write the time series of the run as JSON\n"
+        "  --quiet                         no table and no progress\n"
+        "\n"
+        "Exit status: 0 done, 1 a difference was found, 2 bad input, 3 no memory or pages,\n"
+        "4 no such device.\n");
+    return CLI_OK;
+}
+
+/* ---- options ------------------------------------------------------------- */
+
+/* Options that are a whole number. */
+static const struct {
+    const char *name;
+    int64_t     min, max;
+    size_t      offset;
+} numbers[] = {
+    {"--max-requests", 1, INT32_MAX, offsetof(replay_options, max_requests)},
+    {"--seed", 0, INT64_MAX, offsetof(replay_options, seed)},
+    {"--page-size", 1, INT32_MAX, offsetof(replay_options, page_size)},
+    {"--num-pages", 1, INT32_MAX, offsetof(replay_options, num_pages)},
+    {"--num-kv-heads", 1, 1 << 16, offsetof(replay_options, num_kv_heads)},
+    {"--head-dim", 1, 1 << 20, offsetof(replay_options, head_dim)},
+    {"--num-layers", 1, 1 << 16, offsetof(replay_options, num_layers)},
+    {"--max-num-reqs", 1, 1 << 20, offsetof(replay_options, max_num_reqs)},
+    {"--max-num-batched-tokens", 1, 1 << 24, offsetof(replay_options, max_num_batched_tokens)},
+    {"--num-slices-per-block", 1, 1 << 20, offsetof(replay_options, num_slices_per_block)},
+    {"--threads", 1, 4096, offsetof(replay_options, threads)},
+};
+enum { N_NUMBERS = sizeof numbers / sizeof numbers[0] };
+
+/* The values of the others start behind those of the numbers, in one order. */
+enum {
+    OPTION_FIRST_NUMBER = CLI_FIRST_LONG_OPTION,
+    OPTION_FORMAT = CLI_FIRST_LONG_OPTION + N_NUMBERS,
+    OPTION_ARRIVALS,
+    OPTION_DTYPE,
+    OPTION_CACHE_DTYPE,
+    OPTION_BACKEND,
+    OPTION_VERIFY,
+    OPTION_JSON,
+    OPTION_SERIES,
+    OPTION_QUIET,
+    OPTION_END
+};
+
+static const struct option named[] = {
+    {"format", required_argument, NULL, OPTION_FORMAT},
+    {"arrivals", required_argument, NULL, OPTION_ARRIVALS},
+    {"dtype", required_argument, NULL, OPTION_DTYPE},
+    {"cache-dtype", required_argument, NULL, OPTION_CACHE_DTYPE},
+    {"backend", required_argument, NULL, OPTION_BACKEND},
+    {"verify", required_argument, NULL, OPTION_VERIFY},
+    {"json", required_argument, NULL, OPTION_JSON},
+    {"series", required_argument, NULL, OPTION_SERIES},
+    {"quiet", no_argument, NULL, OPTION_QUIET},
+    {"help", no_argument, NULL, 'h'},
+};
+enum { N_NAMED = sizeof named / sizeof named[0] };
+
+/* Is text the first word (*out = false) or the second (*out = true)? */
+static int take_word(const char *option, const char *text, const char *first, const char *second,
+                     bool *out)
+{
+    if (strcmp(text, first) != 0 && strcmp(text, second) != 0) {
+        return cli_fail(CLI_USAGE, "%s \"%.60s\": not %s or %s", option, text, first, second);
+    }
+    *out = strcmp(text, second) == 0;
+    return CLI_OK;
+}
+
+static int take_backend(const char *text)
+{
+    if (strcmp(text, "cpu") == 0) {
+        return CLI_OK;
+    }
+    if (strcmp(text, "cuda") == 0) {
+        return cli_fail(CLI_NO_DEVICE, "--backend cuda: this build has no CUDA backend");
+    }
+    return cli_fail(CLI_USAGE, "--backend \"%.60s\": not cpu or cuda", text);
+}
+
+static int take_named(int option, replay_options *o)
+{
+    switch (option) {
+    case OPTION_FORMAT: o->format = optarg; return CLI_OK;
+    case OPTION_ARRIVALS:
+        return take_word("--arrivals", optarg, "now", "trace", &o->follow_arrivals);
+    case OPTION_DTYPE:
+        return cli_parse_dtype("--dtype", optarg, &o->dtype) ? CLI_OK : CLI_USAGE;
+    case OPTION_CACHE_DTYPE:
+        o->cache_dtype = 0;
+        return strcmp(optarg, "auto") == 0 ||
+                       cli_parse_dtype("--cache-dtype", optarg, &o->cache_dtype)
+                   ? CLI_OK
+                   : CLI_USAGE;
+    case OPTION_BACKEND: return take_backend(optarg);
+    case OPTION_VERIFY: return take_word("--verify", optarg, "off", "on", &o->verify);
+    case OPTION_JSON: o->json_path = optarg; return CLI_OK;
+    case OPTION_SERIES: o->series_path = optarg; return CLI_OK;
+    default: o->quiet = true; return CLI_OK;
+    }
+}
+
+static int take_option(int option, replay_options *o)
+{
+    if (option >= OPTION_FIRST_NUMBER && option < OPTION_FIRST_NUMBER + N_NUMBERS) {
+        int      i = option - OPTION_FIRST_NUMBER;
+        int64_t *value = (int64_t *)(void *)((char *)o + numbers[i].offset);
+        return cli_parse_int(numbers[i].name, optarg, numbers[i].min, numbers[i].max, value)
+                   ? CLI_OK
+                   : CLI_USAGE;
+    }
+    return take_named(option, o);
+}
+
+static int parse_options(int argc, char **argv, replay_options *o, bool *done)
+{
+    struct option all[N_NUMBERS + N_NAMED + 1] = {{0}};
+    for (int i = 0; i < N_NUMBERS; i++) {
+        all[i] = (struct option){numbers[i].name + 2, required_argument, NULL,
+                                 OPTION_FIRST_NUMBER + i};
+    }
+    memcpy(all + N_NUMBERS, named, sizeof named);
+    int option;
+    while ((option = getopt_long(argc, argv, ":h", all, NULL)) != -1) {
+        if (option == 'h') {
+            *done = true;
+            return print_help();
+        }
+        if (option == '?' || option == ':') {
+            return cli_bad_option(argv, option);
+        }
+        int status = take_option(option, o);
+        if (status != CLI_OK) {
+            return status;
+        }
+    }
+    if (optind < argc) {
+        o->trace_path = argv[optind++];
+    }
+    return optind < argc ? cli_extra_argument(argv) : CLI_OK;
+}
+
+static int check_dtypes(replay_options *o)
+{
+    if (o->cache_dtype == 0) {
+        o->cache_dtype = o->dtype;
+    }
+    if (o->cache_dtype != o->dtype) {
+        return cli_fail(CLI_USAGE,
+                        "--cache-dtype %s with --dtype %s: conversions are not in this release",
+                        pkv_dtype_name(o->cache_dtype), pkv_dtype_name(o->dtype));
+    }
+    return CLI_OK;
+}
+
+/* ---- the command ----------------------------------------------------------- */
+
+static int read_trace(const replay_options *o, trace *t)
+{
+    if (o->trace_path != NULL) {
+        return trace_read(o->trace_path, o->format, o->max_requests, t);
+    }
+    int64_t n = o->max_requests > 0 ? o->max_requests : DEFAULT_SYNTHETIC_REQUESTS;
+    return trace_synthetic((uint64_t)o->seed, n, t);
+}
+
+static bool found_difference(const replay_result *r)
+{
+    return r->mismatched_tokens > 0 || r->poison_errors > 0 || r->pages_leaked > 0 ||
+           r->requests_finished != r->requests;
+}
+
+/* Table, JSON and series of a run that came to its end. */
+static int write_results(const replay_options *o, const trace *t, const replay_result *r)
+{
+    int status = CLI_OK;
+    if (!o->quiet) {
+        replay_print(cli_table_stream(o->json_path), o, t, r);
+    }
+    if (o->series_path != NULL) {
+        status = cli_write_json(series_json(&r->series), o->series_path);
+    }
+    if (status == CLI_OK && o->json_path != NULL) {
+        status = cli_write_json(replay_json(o, t, r), o->json_path);
+    }
+    return status == CLI_OK && found_difference(r) ? CLI_DIFFERENCE : status;
+}
+
+int cmd_replay(int argc, char **argv)
+{
+    replay_options o = {.format = "auto", .page_size = 16, .max_num_reqs = 256,
+                        .max_num_batched_tokens = 8192, .num_kv_heads = 8, .head_dim = 128,
+                        .num_layers = 1, .num_slices_per_block = 64, .seed = 1,
+                        .threads = pkv_default_threads(), .dtype = PKV_DTYPE_BF16,
+                        .verify = true};
+    bool done = false;
+    int  status = parse_options(argc, argv, &o, &done);
+    if (done || status != CLI_OK) {
+        return status;
+    }
+    trace t = {0};
+    status = check_dtypes(&o);
+    status = status != CLI_OK ? status : read_trace(&o, &t);
+    if (status == CLI_OK) {
+        replay_result result;
+        status = replay_run(&o, &t, &result);
+        if (status == CLI_OK) {
+            status = write_results(&o, &t, &result);
+        }
+        replay_result_free(&result);
+    }
+    trace_free(&t);
+    return status;
+}

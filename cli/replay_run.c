@@ -1,0 +1,253 @@
+/* Running a trace: schedule, fill, plan, write three times, check, free. */
+#include "engine.h"
+
+#include <inttypes.h>
+#include <stdlib.h>
+#include <string.h>
+
+/* Lists the step's tokens in the order of the new K/V. */
+static void list_tokens(engine *e)
+{
+    const schedule *s = &e->schedule;
+    int64_t         n = 0;
+    for (int64_t row = 0; row < s->n_rows; row++) {
+        for (int64_t i = 0; i < s->scheduled[row]; i++) {
+            int64_t position = s->computed[row] + i;
+            e->tokens[n++] = (step_token){engine_request_key(e, row), position, engine_row_slot(e, row, position)};
+        }
+    }
+}
+
+/* Makes the new K/V of the step (stamp 0), or changes the stamp that it carries. */
+static void make_source(const engine *e, bool fill, int stamp_change)
+{
+    const int64_t n = e->schedule.n_tokens;
+    for (int64_t layer = 0; layer < e->o->num_layers; layer++) {
+#ifdef _OPENMP
+#pragma omp parallel for num_threads((int)e->o->threads) schedule(static)
+#endif
+        for (int64_t t = 0; t < n; t++) {
+            unsigned char *row = engine_source_row(e, layer, t);
+            if (fill) {
+                content_fill(&e->shape, e->tokens[t].key, e->tokens[t].position, layer, row);
+            }
+            content_stamp(&e->shape, e->tokens[t].position, stamp_change, row);
+        }
+    }
+}
+
+static pkv_slices way_slices(engine *e, int way)
+{
+    pkv_slices slices;
+    pkv_slices_from_array(&slices, sizeof slices, e->columns[way], e->slices_capacity,
+                          &e->counts[way]);
+    return slices;
+}
+
+static int plan_way(engine *e, const pkv_batch *batch, int way)
+{
+    pkv_error  err;
+    pkv_slices slices = way_slices(e, way);
+    int64_t   *spent = way == WAY_EXACT ? &e->result->plan_ns : &e->result->plan_ns_merged;
+    int64_t    start = cli_now_ns();
+    pkv_status status =
+        pkv_plan(batch, way == WAY_EXACT ? e->o->page_size : 0, &slices, NULL, &err);
+    *spent += cli_now_ns() - start;
+    return status == PKV_OK ? CLI_OK : cli_fail_pkv(&err, "plan");
+}
+
+/* The static plan is the exact one with zero columns up to the bucket's N. */
+static void pad_static(engine *e)
+{
+    const int64_t bucket =
+        pkv_token_bucket(e->schedule.n_tokens, 16, e->o->max_num_batched_tokens, 0);
+    const int64_t padded = pkv_padded_num_slices(e->o->max_num_reqs, bucket, e->o->page_size);
+    const int64_t n = e->counts[WAY_EXACT];
+    for (int i = 0; i < 3; i++) {
+        int32_t       *row = e->columns[WAY_STATIC] + i * e->slices_capacity;
+        const int32_t *exact = e->columns[WAY_EXACT] + i * e->slices_capacity;
+        memcpy(row, exact, (size_t)n * sizeof *row);
+        memset(row + n, 0, (size_t)(padded - n) * sizeof *row);
+    }
+    e->counts[WAY_STATIC] = (int32_t)padded;
+}
+
+/*
+ * The first plan of a step finds the block tables cold, the second one warm; so
+ * exact and merged take turns in being first.
+ */
+static int plan_step(engine *e)
+{
+    const schedule *s = &e->schedule;
+    const pkv_batch batch = {.struct_size = sizeof batch, .n_requests = s->n_rows,
+                             .computed = s->computed, .scheduled = s->scheduled,
+                             .block_table = s->block_table, .block_table_stride = s->width,
+                             .block_table_width = s->width, .page_size = e->o->page_size,
+                             .n_pages = e->result->num_pages};
+    int first = e->step % 2 == 0 ? WAY_EXACT : WAY_MERGED;
+    int status = plan_way(e, &batch, first);
+    if (status == CLI_OK) {
+        status = plan_way(e, &batch, WAY_EXACT + WAY_MERGED - first);
+    }
+    if (status == CLI_OK) {
+        pad_static(e);
+    }
+    return status;
+}
+
+static int write_way(engine *e, int way, int64_t *ns)
+{
+    const pkv_update_opts opts = {.struct_size = sizeof opts,
+                                  .max_threads = (int32_t)e->o->threads};
+    pkv_slices            slices = way_slices(e, way);
+    pkv_error             err;
+    int64_t               start = cli_now_ns();
+    pkv_status            status = pkv_update_layers(e->caches, e->sources, NULL, e->o->num_layers,
+                                                     &slices, 1, &opts, &err);
+    *ns = cli_now_ns() - start;
+    return status == PKV_OK ? CLI_OK : cli_fail_pkv(&err, "update");
+}
+
+static void count_step(engine *e, const int64_t ns[N_WAYS])
+{
+    const schedule *s = &e->schedule;
+    replay_kind    *kind = &e->result->kind[s->has_prefill ? KIND_PREFILL : KIND_DECODE];
+    kind->steps++;
+    kind->tokens += s->n_tokens;
+    for (int way = 0; way < N_WAYS; way++) {
+        kind->slices[way] += e->counts[way];
+        kind->update_ns[way] += ns[way];
+        e->result->histogram[way][e->counts[way]]++;
+    }
+    if (e->result->series.points != NULL) {
+        series_add(&e->result->series,
+                   &(series_point){.steps = 1, .decode_only_steps = s->has_prefill ? 0 : 1,
+                                   .tokens = s->n_tokens, .slices_static = e->counts[WAY_STATIC],
+                                   .slices_exact = e->counts[WAY_EXACT],
+                                   .slices_merged = e->counts[WAY_MERGED],
+                                   .update_ns_static = ns[WAY_STATIC],
+                                   .update_ns_exact = ns[WAY_EXACT],
+                                   .update_ns_merged = ns[WAY_MERGED], .running = s->n_running,
+                                   .pages_used = s->limits.num_pages - s->n_free});
+    }
+}
+
+/*
+ * Writes the step three times.  Each way carries its own stamp and the order
+ * rotates, so the one that wrote last, which the check will look for, is each
+ * way in turn: what one way leaves out, another cannot hide.
+ */
+static int write_step(engine *e)
+{
+    int64_t ns[N_WAYS] = {0};
+    int     stamp = 0;
+    int     status = plan_step(e);
+    if (status != CLI_OK) {
+        return status;
+    }
+    list_tokens(e);
+    for (int i = 0; status == CLI_OK && i < N_WAYS; i++) {
+        int way = (int)((e->step + i) % N_WAYS);
+        if (e->o->verify) {
+            make_source(e, i == 0, stamp ^ (way + 1));
+            stamp = way + 1;
+        }
+        status = write_way(e, way, &ns[way]);
+    }
+    for (int64_t t = 0; t < e->schedule.n_tokens; t++) {
+        e->stamps[e->tokens[t].slot] = (unsigned char)stamp;
+    }
+    count_step(e, ns);
+    e->step++;
+    return status;
+}
+
+/* Counts the step's tokens and lets go of requests that are done. */
+static void end_requests(engine *e)
+{
+    schedule_commit(&e->schedule);
+    for (int64_t row = e->schedule.n_rows - 1; row >= 0; row--) {
+        if (row < e->schedule.n_rows && schedule_row_done(&e->schedule, row)) {
+            if (e->o->verify) {
+                engine_verify_row(e, row);
+                engine_poison_row(e, row);
+            }
+            schedule_end_row(&e->schedule, row);
+        }
+    }
+}
+
+/* ---- the run --------------------------------------------------------------------------- */
+
+/* A line on a terminal, now and then; nothing in a pipe. */
+static void show_progress(const engine *e, bool last)
+{
+    const schedule *s = &e->schedule;
+    fprintf(stderr, "\r\033[K");
+    if (!last) {
+        fprintf(stderr, "step %" PRId64 "  requests %" PRId64 "/%" PRId64 "  running %" PRId64
+                        "  pages %" PRId64 "/%" PRId64,
+                e->step, s->n_finished, e->trace->n_requests, s->n_running,
+                s->limits.num_pages - s->n_free, s->limits.num_pages);
+    }
+    fflush(stderr);
+}
+
+static int run_steps(engine *e)
+{
+    const int64_t interval_ns = 100000000;
+    const bool    progress = !e->o->quiet && cli_is_terminal(stderr);
+    int64_t       shown = cli_now_ns();
+    int           status = CLI_OK;
+    while (status == CLI_OK && schedule_step(&e->schedule)) {
+        status = write_step(e);
+        if (status == CLI_OK) {
+            end_requests(e);
+        }
+        if (progress && cli_now_ns() - shown > interval_ns) {
+            shown = cli_now_ns();
+            show_progress(e, false);
+        }
+    }
+    if (progress) {
+        show_progress(e, true);
+    }
+    return status;
+}
+
+static void collect(engine *e)
+{
+    replay_result *r = e->result;
+    r->requests = e->trace->n_requests;
+    r->requests_finished = e->schedule.n_finished;
+    r->prompt_tokens = e->schedule.prompt_tokens;
+    r->pages_peak = e->schedule.pages_peak;
+    r->pages_leaked = r->num_pages - e->schedule.n_free;
+}
+
+int replay_run(const replay_options *o, const trace *t, replay_result *out)
+{
+    *out = (replay_result){0};
+    engine  e = {.o = o, .trace = t, .result = out};
+    int64_t start = cli_now_ns();
+    int     status = engine_set_up(&e);
+    if (status == CLI_OK) {
+        engine_touch_memory(&e);
+        status = run_steps(&e);
+        if (status == CLI_OK && o->verify) {
+            engine_check_poison(&e);
+        }
+        collect(&e);
+    }
+    engine_tear_down(&e);
+    out->elapsed_ns = cli_now_ns() - start;
+    return status;
+}
+
+void replay_result_free(replay_result *r)
+{
+    for (int way = 0; way < N_WAYS; way++) {
+        free(r->histogram[way]);
+    }
+    series_free(&r->series);
+}
