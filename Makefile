@@ -1,0 +1,54 @@
+# The two commands: `make run` and `make test`.  Each installs what it lacks.
+# CMake does the building (CMakeLists.txt); this file only spares typing.
+
+JOBS := $(shell nproc 2>/dev/null || echo 2)
+PREFIX ?= /usr/local
+ARGS ?=
+
+build = cmake --build $(1) --parallel $(JOBS) $(if $(V),--verbose,-- --no-print-directory -s)
+configure = cmake -S . -B $(1) $(2) $(if $(V),,--log-level=WARNING >/dev/null)
+
+.PHONY: all run test bench cuda install clean deps deps-test
+
+all:
+	@$(call configure,build)
+	@$(call build,build) >/dev/null
+
+# A serving trace through a paged KV cache, every byte checked.
+run: deps all
+	@build/pagedkv replay $(ARGS)
+
+bench: deps all
+	@build/pagedkv bench $(ARGS)
+
+# Release, then with the address and undefined-behaviour sanitizers, then with
+# the thread sanitizer (whose runtime does not know OpenMP).
+test: deps-test
+	@$(call configure,build/test/release,-DPKV_TESTS=ON)
+	@$(call build,build/test/release)
+	@$(call configure,build/test/asan,-DPKV_TESTS=ON -DCMAKE_BUILD_TYPE=RelWithDebInfo -DPKV_SANITIZE=address$(comma)undefined)
+	@$(call build,build/test/asan)
+	@$(call configure,build/test/tsan,-DPKV_TESTS=ON -DCMAKE_BUILD_TYPE=RelWithDebInfo -DPKV_SANITIZE=thread -DPKV_OPENMP=OFF)
+	@$(call build,build/test/tsan)
+	@for kind in release asan tsan; do \
+		echo "== $$kind"; \
+		ctest --test-dir build/test/$$kind --output-on-failure --no-tests=error -j $(JOBS) || exit 1; \
+	done
+
+comma := ,
+
+cuda:
+	@command -v nvcc >/dev/null || { echo "make cuda: nvcc is not there" >&2; exit 4; }
+	@echo "make cuda: the CUDA backend is not in this release" >&2; exit 4
+
+install: all
+	@cmake --install build --prefix $(PREFIX)
+
+clean:
+	@rm -rf build
+
+deps:
+	@scripts/install-deps
+
+deps-test:
+	@scripts/install-deps test

@@ -1,0 +1,157 @@
+/*
+ * The public header alone, in C99, C11 and C++17.  Sizes and offsets are pinned:
+ * programs compiled against an older header go on to use this library.  A
+ * struct may grow at its end only; its SIZE line then becomes a lower bound.
+ */
+#include <pagedkv/pagedkv.h>
+
+/* A negative array size is the static assert that all three languages know. */
+#define SIZE(type, bytes) typedef char size_of_##type[sizeof(type) == (bytes) ? 1 : -1]
+#define AT(type, member, bytes) \
+    typedef char place_of_##type##_##member[offsetof(type, member) == (bytes) ? 1 : -1]
+#define VALUE(name, value) typedef char value_of_##name[(name) == (value) ? 1 : -1]
+
+#if defined(__LP64__)
+SIZE(pkv_error, 56);
+AT(pkv_error, code, 0);
+AT(pkv_error, rule, 4);
+AT(pkv_error, index, 8);
+AT(pkv_error, layer, 16);
+AT(pkv_error, value, 24);
+AT(pkv_error, limit, 32);
+AT(pkv_error, detail, 40);
+AT(pkv_error, what, 48);
+
+SIZE(pkv_plane, 40);
+AT(pkv_plane, data, 0);
+AT(pkv_plane, page_stride_bytes, 8);
+AT(pkv_plane, token_stride_bytes, 16);
+AT(pkv_plane, head_stride_bytes, 24);
+AT(pkv_plane, head_dim, 32);
+
+SIZE(pkv_scales, 40);
+AT(pkv_scales, data, 0);
+AT(pkv_scales, page_stride_bytes, 8);
+AT(pkv_scales, token_stride_bytes, 16);
+AT(pkv_scales, head_stride_bytes, 24);
+AT(pkv_scales, kind, 32);
+AT(pkv_scales, group_size, 36);
+
+SIZE(pkv_cache, 200);
+AT(pkv_cache, struct_size, 0);
+AT(pkv_cache, n_pages, 8);
+AT(pkv_cache, page_size, 16);
+AT(pkv_cache, n_heads, 24);
+AT(pkv_cache, dtype, 32);
+AT(pkv_cache, flags, 36);
+AT(pkv_cache, k, 40);
+AT(pkv_cache, v, 80);
+AT(pkv_cache, k_scales, 120);
+AT(pkv_cache, v_scales, 160);
+
+SIZE(pkv_new_kv_plane, 32);
+AT(pkv_new_kv_plane, data, 0);
+AT(pkv_new_kv_plane, token_stride_bytes, 8);
+AT(pkv_new_kv_plane, head_stride_bytes, 16);
+AT(pkv_new_kv_plane, head_dim, 24);
+
+SIZE(pkv_new_kv, 96);
+AT(pkv_new_kv, struct_size, 0);
+AT(pkv_new_kv, n_tokens, 8);
+AT(pkv_new_kv, n_heads, 16);
+AT(pkv_new_kv, dtype, 24);
+AT(pkv_new_kv, flags, 28);
+AT(pkv_new_kv, k, 32);
+AT(pkv_new_kv, v, 64);
+
+SIZE(pkv_rows_plane, 32);
+AT(pkv_rows_plane, data, 0);
+AT(pkv_rows_plane, token_stride_bytes, 8);
+AT(pkv_rows_plane, head_stride_bytes, 16);
+AT(pkv_rows_plane, head_dim, 24);
+
+SIZE(pkv_rows, 96);
+AT(pkv_rows, struct_size, 0);
+AT(pkv_rows, n_tokens, 8);
+AT(pkv_rows, n_heads, 16);
+AT(pkv_rows, dtype, 24);
+AT(pkv_rows, flags, 28);
+AT(pkv_rows, k, 32);
+AT(pkv_rows, v, 64);
+
+SIZE(pkv_slices, 48);
+AT(pkv_slices, struct_size, 0);
+AT(pkv_slices, capacity, 8);
+AT(pkv_slices, kv_cache_start, 16);
+AT(pkv_slices, new_kv_start, 24);
+AT(pkv_slices, slice_len, 32);
+AT(pkv_slices, num_slices, 40);
+
+SIZE(pkv_batch, 88);
+AT(pkv_batch, struct_size, 0);
+AT(pkv_batch, n_requests, 8);
+AT(pkv_batch, computed, 16);
+AT(pkv_batch, scheduled, 24);
+AT(pkv_batch, block_table, 32);
+AT(pkv_batch, block_table_stride, 40);
+AT(pkv_batch, block_table_width, 48);
+AT(pkv_batch, indptr, 56);
+AT(pkv_batch, indices, 64);
+AT(pkv_batch, page_size, 72);
+AT(pkv_batch, n_pages, 80);
+
+SIZE(pkv_step_limits, 48);
+AT(pkv_step_limits, struct_size, 0);
+AT(pkv_step_limits, max_num_reqs, 8);
+AT(pkv_step_limits, max_num_batched_tokens, 16);
+AT(pkv_step_limits, bucket_gap_tokens, 24);
+AT(pkv_step_limits, max_slice_tokens, 32);
+AT(pkv_step_limits, num_slices_per_block, 40);
+AT(pkv_step_limits, reserved, 44);
+
+SIZE(pkv_step, 128);
+AT(pkv_step, struct_size, 0);
+AT(pkv_step, slices, 8);
+AT(pkv_step, block_tables, 56);
+AT(pkv_step, block_tables_width, 64);
+AT(pkv_step, context_lens, 72);
+AT(pkv_step, query_start_loc, 80);
+AT(pkv_step, num_seqs, 88);
+AT(pkv_step, n_tokens, 96);
+AT(pkv_step, token_bucket, 104);
+AT(pkv_step, padded_num_slices, 112);
+AT(pkv_step, num_slices_per_block, 120);
+AT(pkv_step, reserved, 124);
+
+SIZE(pkv_update_opts, 40);
+AT(pkv_update_opts, struct_size, 0);
+AT(pkv_update_opts, flags, 8);
+AT(pkv_update_opts, max_threads, 12);
+AT(pkv_update_opts, parallel_for, 16);
+AT(pkv_update_opts, parallel_user, 24);
+AT(pkv_update_opts, status_word, 32);
+
+SIZE(pkv_memory, 40);
+AT(pkv_memory, struct_size, 0);
+AT(pkv_memory, data, 8);
+AT(pkv_memory, size_bytes, 16);
+AT(pkv_memory, map_bytes, 24);
+AT(pkv_memory, flags, 32);
+AT(pkv_memory, reserved, 36);
+#endif
+
+VALUE(PKV_E_CORRUPT, 10);
+VALUE(PKV_RULE_LIMIT, 16);
+VALUE(PKV_DTYPE_BITS32, 10);
+VALUE(PKV_SCALES_GROUP, 4);
+VALUE(PKV_CACHE_SHARED, 1);
+VALUE(PKV_UPDATE_STRICT, 1);
+VALUE(PKV_UPDATE_CHECKED, 2);
+VALUE(PKV_UPDATE_READ_SOON, 4);
+VALUE(PKV_UPDATE_DEPENDENT_LAUNCH, 8);
+VALUE(PKV_MEMORY_HUGE_PAGES, 1);
+
+int main(void)
+{
+    return pkv_version() > 0 ? 0 : 1;
+}

@@ -1,0 +1,67 @@
+"""Arrows between the parts point one way: who may include what, by folder."""
+
+import re
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[2]
+INCLUDE = re.compile(r'^\s*#\s*include\s+(<[^>]+>|"[^"]+")', re.MULTILINE)
+PUBLIC = "<pagedkv/pagedkv.h>"
+
+# Files (the first match counts), and what they may include besides headers of the system:
+# "own" is any file of the same folder.  The planner works without any kernel.
+PLANNER = ['"plan.h"', '"slices.h"', '"internal.h"', PUBLIC]
+RULES = [
+    ("include/pagedkv/*.h", []),
+    ("src/plan*", PLANNER),
+    ("src/step.c", PLANNER),
+    ("src/layout.*", ['"layout.h"', '"internal.h"', PUBLIC]),
+    ("src/parallel.c", ["own", PUBLIC, "<omp.h>"]),
+    ("src/cpu/dispatch.c", ["own", PUBLIC]),
+    ("src/cpu/*", ["own"]),
+    ("src/update.c", ["own", PUBLIC, '"cpu/kernels.h"']),
+    ("src/*", ["own", PUBLIC]),
+    ("cli/*", ["own", PUBLIC, "<jansson.h>", "<omp.h>"]),
+    ("examples/*", [PUBLIC]),
+    ("tests/test_kernels.c", ["own", PUBLIC, '"../src/cpu/kernels.h"', "<cmocka.h>"]),
+    ("tests/test_trace.c", ["own", PUBLIC, '"../cli/*"', "<cmocka.h>"]),
+    ("tests/abi/*", ["own", PUBLIC]),
+    ("tests/abi/consumer/*", [PUBLIC]),
+    ("tests/*", ["own", PUBLIC, "<cmocka.h>"]),
+]
+SOURCES = ("*.c", "*.h", "*.def")
+OURS = ("<pagedkv/", "<jansson.h>", "<cmocka.h>", "<omp.h>")
+
+
+def allowed(path, name, names):
+    if name.startswith("<") and not name.startswith(OURS):
+        return True
+    plain = name.strip('"<>')
+    if name.startswith('"') and "/" not in plain and "own" in names:
+        return (path.parent / plain).is_file()
+    folder = f'"{plain.rpartition("/")[0]}/*"'
+    return name in names or (name.startswith('"') and folder in names)
+
+
+def check(path):
+    relative = path.relative_to(ROOT)
+    names = next((n for pattern, n in RULES if relative.match(pattern)), None)
+    if names is None:
+        print(f"{relative}: no rule for this folder")
+        return 1
+    bad = [n for n in INCLUDE.findall(path.read_text()) if not allowed(path, n, names)]
+    for name in bad:
+        print(f"{relative}: may not include {name}")
+    return len(bad)
+
+
+def main():
+    folders = ("include", "src", "cli", "examples", "tests")
+    files = sorted(p for f in folders for s in SOURCES for p in (ROOT / f).rglob(s))
+    n_bad = sum(map(check, files))
+    print(f"{len(files)} files, {n_bad} wrong includes")
+    return 1 if n_bad or not files else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
