@@ -30,6 +30,16 @@ static pkv_status finish_cache(pkv_cache *out, size_t struct_size, pkv_cache *vi
     return PKV_OK;
 }
 
+/* V apart from K, or none where K has memory and V has not. */
+static void set_v(pkv_cache *view, const void *k, void *v)
+{
+    if (k != NULL && v == NULL) {
+        view->v = (pkv_plane){0};
+    } else {
+        view->v.data = v;
+    }
+}
+
 pkv_status pkv_cache_combined(pkv_cache *out, size_t struct_size, void *data, int64_t n_pages,
                               int64_t page_size, int64_t n_heads, int64_t head_dim, pkv_dtype dtype)
 {
@@ -52,7 +62,7 @@ pkv_status pkv_cache_nhd(pkv_cache *out, size_t struct_size, void *k, void *v, i
     pkv_plane plane = {k, times(token, page_size), token, head, head_dim};
     pkv_cache view = {.n_pages = n_pages, .page_size = page_size, .n_heads = n_heads,
                       .dtype = dtype, .k = plane, .v = plane};
-    view.v.data = v;
+    set_v(&view, k, v);
     return finish_cache(out, struct_size, &view);
 }
 
@@ -64,7 +74,7 @@ pkv_status pkv_cache_hnd(pkv_cache *out, size_t struct_size, void *k, void *v, i
     pkv_plane plane = {k, times(head, n_heads), token, head, head_dim};
     pkv_cache view = {.n_pages = n_pages, .page_size = page_size, .n_heads = n_heads,
                       .dtype = dtype, .k = plane, .v = plane};
-    view.v.data = v;
+    set_v(&view, k, v);
     return finish_cache(out, struct_size, &view);
 }
 

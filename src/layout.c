@@ -67,13 +67,15 @@ static inline void insert_axis(axes *a, int64_t n, int64_t stride_bytes)
     a->at[at].stride_bytes = stride_bytes;
 }
 
-static bool same_axes(const axes *a, const axes *b)
+/* From which axis on, counted from the narrowest, both planes have the same ones. */
+static int first_same_axis(const axes *a, const axes *b)
 {
-    bool same = a->n == b->n;
-    for (int i = 0; same && i < a->n; i++) {
-        same = a->at[i].n == b->at[i].n && a->at[i].stride_bytes == b->at[i].stride_bytes;
+    int i = a->n;
+    while (i > 0 && a->at[i - 1].n == b->at[i - 1].n &&
+           a->at[i - 1].stride_bytes == b->at[i - 1].stride_bytes) {
+        i--;
     }
-    return same;
+    return i;
 }
 
 /*
@@ -108,24 +110,36 @@ static const char *check_plane(const pkv_i_view *view, pkv_i_plane *plane, bool 
 }
 
 /*
- * Do blocks of k_bytes on a lattice of the first n axes and blocks of v_bytes on
- * the same lattice, delta bytes further, share a byte?  Only the two steps of
- * the widest axis that bring the blocks nearest to each other can; then the next.
+ * Do blocks of k_bytes on a lattice of the axes from `first` to n and blocks of
+ * v_bytes on the same lattice, delta bytes further, share a byte?  Only the two
+ * steps of the widest axis that bring the blocks nearest to each other can; then
+ * the next.
  */
-static bool lattice_meets(const axes *a, int n, int64_t delta, int64_t k_bytes, int64_t v_bytes)
+static bool lattice_meets(const axes *a, int first, int n, int64_t delta, int64_t k_bytes,
+                          int64_t v_bytes)
 {
-    if (n == 0) {
+    if (n == first) {
         return delta < k_bytes && -delta < v_bytes;
     }
     const int64_t steps = a->at[n - 1].n, stride = a->at[n - 1].stride_bytes;
     const int64_t near = delta / stride - (delta < 0 ? 1 : 0);
     for (int64_t step = near; step <= near + 1; step++) {
         if (step > -steps && step < steps &&
-            lattice_meets(a, n - 1, delta - step * stride, k_bytes, v_bytes)) {
+            lattice_meets(a, first, n - 1, delta - step * stride, k_bytes, v_bytes)) {
             return true;
         }
     }
     return false;
+}
+
+/* Bytes that the axes below `first` span. */
+static int64_t inner_span(const axes *a, int first, int64_t head_bytes)
+{
+    int64_t span = head_bytes;
+    for (int i = 0; i < first; i++) {
+        span += (a->at[i].n - 1) * a->at[i].stride_bytes;
+    }
+    return span;
 }
 
 /* K and V must not share a byte: disjoint ranges, or interleaved in step. */
@@ -137,17 +151,18 @@ static const char *check_disjoint(const pkv_i_view *view, const axes a[2])
     if (k_at + (uint64_t)k->span_bytes <= v_at || v_at + (uint64_t)v->span_bytes <= k_at) {
         return NULL;
     }
-    if (!same_axes(&a[0], &a[1])) {
-        return "K and V lie in one range with different strides";
-    }
     const int64_t delta = (int64_t)(v_at - k_at);
+    const int     first = first_same_axis(&a[0], &a[1]);
     /* The usual case, without divisions: V between two head vectors of K. */
-    if (a[0].n > 0 && delta >= k->head_bytes &&
+    if (first == 0 && a[0].n > 0 && delta >= k->head_bytes &&
         delta <= a[0].at[0].stride_bytes - v->head_bytes) {
         return NULL;
     }
-    return lattice_meets(&a[0], a[0].n, delta, k->head_bytes, v->head_bytes) ? "K and V overlap"
-                                                                              : NULL;
+    /* Axes that differ are taken as blocks without gaps. */
+    return lattice_meets(&a[0], first, a[0].n, delta, inner_span(&a[0], first, k->head_bytes),
+                         inner_span(&a[1], first, v->head_bytes))
+               ? "K and V overlap, or interleave with different strides"
+               : NULL;
 }
 
 /* Is the view still being sized, by a builder that got no memory? */

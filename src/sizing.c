@@ -27,16 +27,29 @@ static int64_t next_pow2(int64_t x)
     return x <= 1 ? 1 : (int64_t)1 << (64 - __builtin_clzll((uint64_t)x - 1));
 }
 
-/* The bucket after this one: doubling up to the gap, then in steps of it. */
-static int64_t bucket_after(int64_t bucket, int64_t gap_tokens)
-{
-    return gap_tokens == 0 || bucket * 2 <= gap_tokens ? bucket * 2 : bucket + gap_tokens;
-}
-
 static bool bucket_rule_ok(int64_t min_tokens, int64_t max_tokens, int64_t gap_tokens)
 {
     return in_range(1, min_tokens) && (min_tokens & (min_tokens - 1)) == 0 &&
            in_range(1, max_tokens) && in_range(0, gap_tokens);
+}
+
+/*
+ * Buckets are min, 2 min, 4 min, ... while no larger than the gap (without a gap:
+ * always), and from there on a gap apart.  `doubled` is the last of the first kind.
+ */
+static int64_t doubled(int64_t min_tokens, int64_t n_tokens, int64_t gap_tokens)
+{
+    int64_t bucket = min_tokens;
+    while (bucket < n_tokens && (gap_tokens == 0 || bucket * 2 <= gap_tokens)) {
+        bucket *= 2;
+    }
+    return bucket;
+}
+
+/* How many gaps lie between the last doubled bucket and the first one >= n_tokens. */
+static int64_t gaps(int64_t last_doubled, int64_t n_tokens, int64_t gap_tokens)
+{
+    return n_tokens <= last_doubled ? 0 : ceil_div(n_tokens - last_doubled, gap_tokens);
 }
 
 int64_t pkv_token_buckets(int64_t min_tokens, int64_t max_tokens, int64_t gap_tokens, int64_t *out,
@@ -45,16 +58,13 @@ int64_t pkv_token_buckets(int64_t min_tokens, int64_t max_tokens, int64_t gap_to
     if (!bucket_rule_ok(min_tokens, max_tokens, gap_tokens) || cap < 0 || (out == NULL && cap > 0)) {
         return 0;
     }
-    int64_t n = 0;
-    for (int64_t bucket = min_tokens;; bucket = bucket_after(bucket, gap_tokens)) {
-        if (n < cap) {
-            out[n] = bucket;
-        }
-        n++;
-        if (bucket >= max_tokens) {
-            return n;
-        }
+    const int64_t last = doubled(min_tokens, max_tokens, gap_tokens);
+    const int64_t n_doubled = 1 + __builtin_ctzll((uint64_t)(last / min_tokens));
+    const int64_t n = n_doubled + gaps(last, max_tokens, gap_tokens);
+    for (int64_t i = 0; i < n && i < cap; i++) {
+        out[i] = i < n_doubled ? min_tokens << i : last + (i + 1 - n_doubled) * gap_tokens;
     }
+    return n;
 }
 
 int64_t pkv_token_bucket(int64_t n_tokens, int64_t min_tokens, int64_t max_tokens,
@@ -63,14 +73,13 @@ int64_t pkv_token_bucket(int64_t n_tokens, int64_t min_tokens, int64_t max_token
     if (!bucket_rule_ok(min_tokens, max_tokens, gap_tokens) || n_tokens < 0) {
         return 0;
     }
-    for (int64_t bucket = min_tokens;; bucket = bucket_after(bucket, gap_tokens)) {
-        if (bucket >= n_tokens) {
-            return bucket;
-        }
-        if (bucket >= max_tokens) {
-            return 0;
-        }
+    const int64_t last = doubled(min_tokens, max_tokens, gap_tokens);
+    const int64_t largest = last + gaps(last, max_tokens, gap_tokens) * gap_tokens;
+    if (n_tokens > largest) {
+        return 0;
     }
+    const int64_t below = doubled(min_tokens, n_tokens, gap_tokens);
+    return below + gaps(below, n_tokens, gap_tokens) * gap_tokens;
 }
 
 int64_t pkv_request_buckets(int64_t min_num_reqs, int64_t max_num_reqs, int64_t *out, int64_t cap)

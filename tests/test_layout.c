@@ -381,6 +381,37 @@ static void test_interleaved_planes(void **state)
     }
 }
 
+/* Keys of all heads, then values of all heads in each token, of different sizes. */
+static void test_whole_tokens_interleaved(void **state)
+{
+    (void)state;
+    const int64_t k_bytes = H * HEAD, v_bytes = H * (HEAD / 2), token = k_bytes + v_bytes;
+    pkv_cache c = good_cache();
+    c.k.token_stride_bytes = c.v.token_stride_bytes = token;
+    c.k.page_stride_bytes = c.v.page_stride_bytes = S * token;
+    c.v.head_dim = D / 2;
+    c.v.head_stride_bytes = HEAD / 2;
+    for (int64_t delta = -token; delta <= 2 * token; delta++) {
+        int64_t into = ((delta % token) + token) % token;
+        c.k.data = memory + 2 * token;
+        c.v.data = memory + 2 * token + delta;
+        note_case("whole tokens", 0, "V %d bytes behind K", (int)delta);
+        expect_cache(&c, into == k_bytes ? PKV_OK : PKV_E_INVALID);
+    }
+}
+
+static void test_keys_only(void **state)
+{
+    (void)state;
+    pkv_cache c;
+    assert_int_equal(pkv_cache_nhd(&c, sizeof c, memory, NULL, P, S, H, D, PKV_DTYPE_BF16), PKV_OK);
+    assert_int_equal(c.v.head_dim, 0);
+    expect_cache(&c, PKV_OK);
+    assert_int_equal(pkv_cache_hnd(&c, sizeof c, memory, NULL, P, S, H, D, PKV_DTYPE_BF16), PKV_OK);
+    assert_int_equal(c.v.head_dim, 0);
+    expect_cache(&c, PKV_OK);
+}
+
 static void test_new_kv_views(void **state)
 {
     (void)state;
@@ -450,6 +481,8 @@ int main(void)
         cmocka_unit_test(test_bad_cache_views),
         cmocka_unit_test(test_unusual_cache_views),
         cmocka_unit_test(test_interleaved_planes),
+        cmocka_unit_test(test_whole_tokens_interleaved),
+        cmocka_unit_test(test_keys_only),
         cmocka_unit_test(test_new_kv_views),
         cmocka_unit_test(test_rows_views),
     };

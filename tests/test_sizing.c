@@ -78,6 +78,16 @@ static void test_token_bucket_is_the_first_that_holds(void **state)
     }
 }
 
+/* A gap of 1 up to 2^60: arithmetic, not a walk. */
+static void test_endless_buckets(void **state)
+{
+    (void)state;
+    const int64_t huge = (int64_t)1 << 60;
+    assert_int_equal(pkv_token_bucket(huge - 7, 16, huge, 1), huge - 7);
+    assert_int_equal(pkv_token_buckets(16, huge, 1, NULL, 0), huge - 15);
+    assert_int_equal(pkv_token_bucket(huge + 1, 16, huge, 0), 0);
+}
+
 static void test_request_buckets(void **state)
 {
     (void)state;
@@ -222,6 +232,7 @@ int main(void)
         cmocka_unit_test(test_buckets_fill_no_more_than_the_room),
         cmocka_unit_test(test_token_bucket),
         cmocka_unit_test(test_token_bucket_is_the_first_that_holds),
+        cmocka_unit_test(test_endless_buckets),
         cmocka_unit_test(test_request_buckets),
         cmocka_unit_test(test_padded_num_reqs),
         cmocka_unit_test(test_padded_num_slices),

@@ -54,7 +54,7 @@ static void check_cell(int layout, int source, int cell)
     slice_list_init(&list, 12);
     world_random_slices(&w, &r, &list);
     world_update(&w, &list.view, opts);
-    if (world_can_gather(&w)) {
+    if (w.shape.source != SOURCE_REPEATED) { /* rows that repeat cannot be written */
         world_gather(&w, &list.view, opts);
     }
     slice_list_free(&list);
@@ -260,10 +260,7 @@ static void test_offsets_beyond_32_bits(void **state)
     size_t map_bytes = (size_t)far_pages * FAR_PAGE * FAR_TOKEN_BYTES;
     char *map = mmap(NULL, map_bytes, PROT_READ | PROT_WRITE,
                      MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
-    if (map == MAP_FAILED) {
-        print_message("no room for %zu bytes of addresses\n", map_bytes);
-        skip();
-    }
+    assert_true(map != MAP_FAILED);
     pkv_cache cache;
     assert_int_equal(pkv_cache_combined(&cache, sizeof cache, map, far_pages, FAR_PAGE, 8, 128,
                                         PKV_DTYPE_BF16), PKV_OK);

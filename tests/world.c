@@ -233,13 +233,6 @@ pkv_rows world_rows(const world *w, unsigned char *memory)
     return rows;
 }
 
-bool world_can_gather(const world *w)
-{
-    const world_shape *s = &w->shape;
-    bool same_strides = s->n_heads == 1 || s->head_dim_k == s->head_dim_v || s->head_dim_v == 0;
-    return s->source == SOURCE_APART || (s->source != SOURCE_REPEATED && same_strides);
-}
-
 void world_gather(world *w, const pkv_slices *slices, const pkv_update_opts *opts)
 {
     guarded found = guarded_new(w->source_memory.room_bytes - 1);

@@ -67,9 +67,6 @@ void world_update(world *w, const pkv_slices *slices, const pkv_update_opts *opt
 /* Rows with the strides of the source, in memory that is as large as the source's. */
 pkv_rows world_rows(const world *w, unsigned char *memory);
 
-/* May rows shaped as the source be written: no row twice, K and V apart or with equal strides? */
-bool world_can_gather(const world *w);
-
 /* pkv_gather() into rows shaped as the source, against model_gather(). */
 void world_gather(world *w, const pkv_slices *slices, const pkv_update_opts *opts);
 

@@ -348,7 +348,10 @@ PKV_API pkv_status pkv_cache_combined(pkv_cache *out, size_t struct_size, void *
                                       int64_t n_pages, int64_t page_size, int64_t n_heads,
                                       int64_t head_dim, pkv_dtype dtype);
 
-/* pkv_cache_nhd() - K and V apart, each [P, S, H, D], dense. */
+/*
+ * pkv_cache_nhd() - K and V apart, each [P, S, H, D], dense.  v NULL beside a k
+ * that is not: keys only.
+ */
 PKV_API pkv_status pkv_cache_nhd(pkv_cache *out, size_t struct_size, void *k, void *v,
                                  int64_t n_pages, int64_t page_size, int64_t n_heads,
                                  int64_t head_dim, pkv_dtype dtype);
@@ -356,6 +359,7 @@ PKV_API pkv_status pkv_cache_nhd(pkv_cache *out, size_t struct_size, void *k, vo
 /*
  * pkv_cache_hnd() - K and V apart, each [P, H, S, D], dense.  Pages are not
  * adjacent in this layout: a slice longer than a page is split at page ends.
+ * v NULL beside a k that is not: keys only.
  */
 PKV_API pkv_status pkv_cache_hnd(pkv_cache *out, size_t struct_size, void *k, void *v,
                                  int64_t n_pages, int64_t page_size, int64_t n_heads,
@@ -420,7 +424,8 @@ PKV_API pkv_status pkv_rows_nhd(pkv_rows *out, size_t struct_size, void *k, void
  * Accepted: P, S, H, D >= 1; a known dtype; strides that keep the slots of a
  * plane apart, whatever their order (each axis, taken by rising stride, steps
  * over everything inside it); K and V in disjoint ranges of memory, or
- * interleaved with the same strides; every byte offset below 2^63.
+ * interleaved: with the same strides, or whole tokens or pages of K between those
+ * of V; every byte offset below 2^63.
  *
  * Returns PKV_OK; PKV_E_INVALID with err->what; PKV_E_UNSUPPORTED for a
  * struct_size or flag that this library does not know.
@@ -511,7 +516,8 @@ PKV_API pkv_status pkv_slices_from_array(pkv_slices *out, size_t struct_size, in
  * PKV_E_STRICT with err->rule and err->index (-1 for the count).  The slice
  * with the lowest index is reported, by its first broken rule; the rules on
  * gaps and overlaps come after all rules on single slices.
- * Cost: about 1 ns a slice; strict: n log n, without extra memory.
+ * Cost: about 1 ns a slice.  Strict mode needs order without memory: some 150 ns
+ * a slice up to 10,000 slices, and n * n / 256 comparisons in the end.
  */
 PKV_API pkv_status pkv_slices_check(const pkv_slices *slices, int64_t n_tokens, int64_t n_slots,
                                     int64_t page_size, int32_t strict, int64_t *n_tokens_out,

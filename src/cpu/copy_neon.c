@@ -1,0 +1,99 @@
+/* Copies for AArch64 with NEON: 16-byte vectors, stored in non-temporal pairs. */
+#if defined(__aarch64__)
+
+#include <string.h>
+
+#include "kernels.h"
+
+/* As in copy_stream.h: the page walks of a group of rows run side by side. */
+enum { PIECE_BYTES = 4096, GROUP = 8, LINE_BYTES = 64 };
+
+typedef struct piece {
+    char       *dst;
+    const char *src;
+    size_t      bytes;
+} piece;
+
+/*
+ * One line.  In assembly, since compilers have no portable word for stnp, and
+ * because ldp and stnp move bytes in memory order on either endianness.
+ */
+static inline void stream_line(char *dst, const char *src)
+{
+    __asm__ volatile("ldp  q0, q1, [%1]\n\t"
+                     "ldp  q2, q3, [%1, #32]\n\t"
+                     "stnp q0, q1, [%0]\n\t"
+                     "stnp q2, q3, [%0, #32]"
+                     :
+                     : "r"(dst), "r"(src)
+                     : "v0", "v1", "v2", "v3", "memory");
+}
+
+/* Whole lines with the non-temporal hint, the ragged ends of the row without. */
+static void stream_row(char *dst, const char *src, size_t bytes)
+{
+    size_t head = (size_t)(-(uintptr_t)dst % LINE_BYTES);
+    if (head > bytes) {
+        head = bytes;
+    }
+    memcpy(dst, src, head);
+    dst += head;
+    src += head;
+    bytes -= head;
+    for (; bytes >= LINE_BYTES; bytes -= LINE_BYTES, dst += LINE_BYTES, src += LINE_BYTES) {
+        stream_line(dst, src);
+    }
+    memcpy(dst, src, bytes);
+}
+
+static void stream_group(const piece *group, int n)
+{
+    for (int i = 0; i < n; i++) {
+        __builtin_prefetch(group[i].dst, 1, 0);
+    }
+    for (int i = 0; i < n; i++) {
+        stream_row(group[i].dst, group[i].src, group[i].bytes);
+    }
+}
+
+static void stream_runs(const pkv_i_run *runs, size_t n_runs)
+{
+    piece group[GROUP];
+    int   n = 0;
+    for (size_t i = 0; i < n_runs; i++) {
+        for (size_t r = 0; r < runs[i].n_rows; r++) {
+            char       *dst = runs[i].dst + (ptrdiff_t)r * runs[i].dst_stride_bytes;
+            const char *src = runs[i].src + (ptrdiff_t)r * runs[i].src_stride_bytes;
+            for (size_t at = 0; at < runs[i].row_bytes;) {
+                size_t left = runs[i].row_bytes - at;
+                size_t room = PIECE_BYTES - (uintptr_t)(dst + at) % LINE_BYTES;
+                group[n++] = (piece){dst + at, src + at, left < room ? left : room};
+                at += left < room ? left : room;
+                if (n == GROUP) {
+                    stream_group(group, n);
+                    n = 0;
+                }
+            }
+        }
+    }
+    stream_group(group, n);
+}
+
+void pkv_i_copy_runs_neon(const pkv_i_run *runs, size_t n_runs, bool stream)
+{
+    if (stream) {
+        stream_runs(runs, n_runs);
+    } else {
+        pkv_i_copy_runs_c(runs, n_runs, false); /* libc's memcpy is the cached copy to beat */
+    }
+}
+
+/* As sfence does on x86-64: the copies come before any store that follows. */
+void pkv_i_finish_neon(void)
+{
+    __asm__ volatile("dmb ishst" ::: "memory");
+}
+
+#else
+typedef int pkv_i_no_neon;
+#endif
