@@ -70,7 +70,7 @@ static inline void insert_axis(axes *a, int64_t n, int64_t stride_bytes)
 /* From which axis on, counted from the narrowest, both planes have the same ones. */
 static int first_same_axis(const axes *a, const axes *b)
 {
-    int i = a->n;
+    int i = a == b ? 0 : a->n;
     while (i > 0 && a->at[i - 1].n == b->at[i - 1].n &&
            a->at[i - 1].stride_bytes == b->at[i - 1].stride_bytes) {
         i--;
@@ -78,12 +78,27 @@ static int first_same_axis(const axes *a, const axes *b)
     return i;
 }
 
-/*
- * Fills span_bytes and *a.  `distinct`: each axis must step over all that lies
- * inside it, so that no two elements of the plane share a byte.
- */
-static const char *check_plane(const pkv_i_view *view, pkv_i_plane *plane, bool distinct, axes *a)
+static const char *check_end(const pkv_i_plane *plane)
 {
+    return (uintptr_t)plane->data > UINTPTR_MAX - (uint64_t)plane->span_bytes
+               ? "a plane runs over the end of the address space"
+               : NULL;
+}
+
+/*
+ * Fills head_bytes, span_bytes and *a.  `distinct`: each axis must step over all
+ * that lies inside it, so that no two elements of the plane share a byte.
+ */
+static const char *check_plane(pkv_i_view *view, int which, bool distinct, axes *a)
+{
+    pkv_i_plane *plane = &view->plane[which];
+    if (view->head_dim[which] < 1) {
+        return "head_dim is below 1";
+    }
+    plane->head_bytes = pkv_i_dtype_bytes(view->dtype, view->head_dim[which]);
+    if (plane->head_bytes < 1) {
+        return "head_dim makes no whole bytes, or overflows";
+    }
     a->n = 0;
     insert_axis(a, view->n_heads, plane->head_stride_bytes);
     insert_axis(a, view->page_size, plane->token_stride_bytes);
@@ -102,11 +117,8 @@ static const char *check_plane(const pkv_i_view *view, pkv_i_plane *plane, bool 
             return "the shape overflows 63 bits";
         }
     }
-    if ((uintptr_t)plane->data > UINTPTR_MAX - (uint64_t)span) {
-        return "a plane runs over the end of the address space";
-    }
     plane->span_bytes = span;
-    return NULL;
+    return check_end(plane);
 }
 
 /*
@@ -143,7 +155,7 @@ static int64_t inner_span(const axes *a, int first, int64_t head_bytes)
 }
 
 /* K and V must not share a byte: disjoint ranges, or interleaved in step. */
-static const char *check_disjoint(const pkv_i_view *view, const axes a[2])
+static const char *check_disjoint(const pkv_i_view *view, const axes *k_axes, const axes *v_axes)
 {
     const pkv_i_plane *k = &view->plane[0];
     const pkv_i_plane *v = &view->plane[1];
@@ -152,15 +164,16 @@ static const char *check_disjoint(const pkv_i_view *view, const axes a[2])
         return NULL;
     }
     const int64_t delta = (int64_t)(v_at - k_at);
-    const int     first = first_same_axis(&a[0], &a[1]);
+    const int     first = first_same_axis(k_axes, v_axes);
     /* The usual case, without divisions: V between two head vectors of K. */
-    if (first == 0 && a[0].n > 0 && delta >= k->head_bytes &&
-        delta <= a[0].at[0].stride_bytes - v->head_bytes) {
+    if (first == 0 && k_axes->n > 0 && delta >= k->head_bytes &&
+        delta <= k_axes->at[0].stride_bytes - v->head_bytes) {
         return NULL;
     }
     /* Axes that differ are taken as blocks without gaps. */
-    return lattice_meets(&a[0], first, a[0].n, delta, inner_span(&a[0], first, k->head_bytes),
-                         inner_span(&a[1], first, v->head_bytes))
+    return lattice_meets(k_axes, first, k_axes->n, delta,
+                         inner_span(k_axes, first, k->head_bytes),
+                         inner_span(v_axes, first, v->head_bytes))
                ? "K and V overlap, or interleave with different strides"
                : NULL;
 }
@@ -189,30 +202,47 @@ static const char *check_shape(const pkv_i_view *view, int64_t fewest_tokens)
     return PKV_I_MUL(view->n_pages, view->page_size, &slots) ? "the shape overflows 63 bits" : NULL;
 }
 
+/* V with K's strides and size needs no second look but at its address. */
+static bool v_is_like_k(const pkv_i_view *view)
+{
+    const pkv_i_plane *k = &view->plane[0], *v = &view->plane[1];
+    return view->head_dim[0] == view->head_dim[1] &&
+           k->page_stride_bytes == v->page_stride_bytes &&
+           k->token_stride_bytes == v->token_stride_bytes &&
+           k->head_stride_bytes == v->head_stride_bytes;
+}
+
+static const char *check_v(pkv_i_view *view, bool distinct, const axes *k_axes)
+{
+    pkv_i_plane *v = &view->plane[1];
+    axes         own;
+    bool         like_k = v_is_like_k(view);
+    if (like_k) {
+        v->head_bytes = view->plane[0].head_bytes;
+        v->span_bytes = view->plane[0].span_bytes;
+    }
+    const char *wrong = like_k ? check_end(v) : check_plane(view, 1, distinct, &own);
+    if (wrong != NULL) {
+        return wrong;
+    }
+    if (v->data == NULL && !being_sized(view) && view->page_size > 0) {
+        return "V has a head_dim and no data";
+    }
+    bool apart = !distinct || (being_sized(view) && v->data == NULL);
+    return apart ? NULL : check_disjoint(view, k_axes, like_k ? k_axes : &own);
+}
+
 /* All checks that caches and rows share.  `distinct`: memory that is written. */
 static pkv_status check_view(pkv_i_view *view, bool distinct, int64_t fewest_tokens, pkv_error *err)
 {
+    axes        k_axes;
     const char *wrong = check_shape(view, fewest_tokens);
-    axes        a[2] = {{0}};
     view->n_planes = view->head_dim[1] != 0 ? 2 : 1;
-    for (int i = 0; wrong == NULL && i < view->n_planes; i++) {
-        pkv_i_plane *plane = &view->plane[i];
-        plane->head_bytes = pkv_i_dtype_bytes(view->dtype, view->head_dim[i]);
-        if (view->head_dim[i] < 1) {
-            wrong = "head_dim is below 1";
-        } else if (plane->head_bytes < 1) {
-            wrong = "head_dim makes no whole bytes, or overflows";
-        } else {
-            wrong = check_plane(view, plane, distinct, &a[i]);
-        }
+    if (wrong == NULL) {
+        wrong = check_plane(view, 0, distinct, &k_axes);
     }
-    bool alone = view->n_planes == 1 || (being_sized(view) && view->plane[1].data == NULL);
-    if (wrong == NULL && distinct && !alone) {
-        wrong = check_disjoint(view, a);
-    }
-    if (wrong == NULL && view->n_planes == 2 && view->plane[1].data == NULL && !being_sized(view) &&
-        view->page_size > 0) {
-        wrong = "V has a head_dim and no data";
+    if (wrong == NULL && view->n_planes == 2) {
+        wrong = check_v(view, distinct, &k_axes);
     }
     return wrong == NULL ? PKV_OK : pkv_i_fail(err, PKV_E_INVALID, wrong);
 }
