@@ -10,8 +10,10 @@
 enum {
     RUNS = 64, /* runs handed over at a time: 3 KiB of a worker's stack */
     LINE_BYTES = 64,
-    /* Below this, rows that are read at once stay in the cache: an L2's worth (docs/benchmarking.md). */
-    READ_SOON_BYTES = 1 << 20
+    /* Below this, rows that are read at once stay in the cache: an L2's worth. */
+    READ_SOON_BYTES = 1 << 20,
+    /* One row: its streamed stores would have to be waited for, cached ones drain later. */
+    ONE_ROW_BYTES = 4096
 };
 
 /* One call.  Arrays of the caller's structs are walked by their own struct_size. */
@@ -306,8 +308,10 @@ static void run_part(void *ctx, int32_t part)
     const int64_t share = c->payload_bytes / c->n_parts, over = c->payload_bytes % c->n_parts;
     const int64_t lo = share * part + over * part / c->n_parts;
     const int64_t hi = share * (part + 1) + over * (part + 1) / c->n_parts;
-    worker        w = {.c = c, .n_runs = 0};
+    worker        w; /* its runs are filled as they come: clearing them would cost 48 lines */
     int64_t       base = 0; /* payload of the layers before */
+    w.c = c;
+    w.n_runs = 0;
     for (int64_t layer = 0; layer < c->n_layers && base < hi; layer++) {
         pkv_i_geometry    folded;
         const pkv_slices *slices = slices_of(c, layer);
@@ -339,6 +343,15 @@ static void run_part(void *ctx, int32_t part)
 
 /* ---- entry points ------------------------------------------------------------------ */
 
+/* Past the processor's cache?  docs/benchmarking.md has the figures. */
+static bool wants_streaming(const call *c, const pkv_i_geometry *last)
+{
+    if ((c->opts.flags & PKV_UPDATE_READ_SOON) != 0) {
+        return c->payload_bytes > READ_SOON_BYTES;
+    }
+    return c->n_layers > 1 || last->n_lanes > 1 || c->payload_bytes > ONE_ROW_BYTES;
+}
+
 static pkv_status run(call *c, const pkv_update_opts *opts, pkv_error *err)
 {
     PKV_I_TRY(check_opts(opts, c, err));
@@ -359,7 +372,7 @@ static pkv_status run(call *c, const pkv_update_opts *opts, pkv_error *err)
     }
     c->only = c->n_layers == 1 ? &geometry : NULL;
     c->kernels = pkv_i_kernels_current();
-    c->stream = (c->opts.flags & PKV_UPDATE_READ_SOON) == 0 || c->payload_bytes > READ_SOON_BYTES;
+    c->stream = wants_streaming(c, &geometry);
     c->n_parts = pkv_i_parts(&c->opts, c->payload_bytes);
     pkv_i_parallel(&c->opts, c->n_parts, run_part, c);
     return PKV_OK;
