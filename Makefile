@@ -8,11 +8,11 @@ ARGS ?=
 build = cmake --build $(1) --parallel $(JOBS) $(if $(V),--verbose,-- --no-print-directory -s)
 configure = cmake -S . -B $(1) $(2) $(if $(V),,--log-level=WARNING >/dev/null)
 
-.PHONY: all run test bench cuda install clean deps deps-test
+.PHONY: all run test bench fuzz cuda install clean deps deps-test deps-fuzz
 
 all:
 	@$(call configure,build)
-	@$(call build,build) >/dev/null
+	@$(call build,build) $(if $(V),,>/dev/null)
 
 # A serving trace through a paged KV cache, every byte checked.
 run: deps all
@@ -37,6 +37,13 @@ test: deps-test
 
 comma := ,
 
+# libFuzzer on each target for FUZZ_SECONDS; needs clang.
+FUZZ_SECONDS ?= 60
+fuzz: deps-fuzz
+	@$(call configure,build/fuzz,-DPKV_FUZZ=ON -DPKV_CLI=OFF -DPKV_OPENMP=OFF -DCMAKE_C_COMPILER=clang -DCMAKE_BUILD_TYPE=RelWithDebInfo -DPKV_SANITIZE=fuzzer-no-link$(comma)address$(comma)undefined)
+	@$(call build,build/fuzz)
+	@scripts/fuzz build/fuzz $(FUZZ_SECONDS)
+
 cuda:
 	@command -v nvcc >/dev/null || { echo "make cuda: nvcc is not there" >&2; exit 4; }
 	@echo "make cuda: the CUDA backend is not in this release" >&2; exit 4
@@ -52,3 +59,6 @@ deps:
 
 deps-test:
 	@scripts/install-deps test
+
+deps-fuzz:
+	@scripts/install-deps fuzz

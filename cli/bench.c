@@ -163,7 +163,7 @@ static bool take_option(int option, bench_options *o)
     case OPTION_HUGE_PAGES:
         return parse_choice("--huge-pages", huge_pages, &o->huge_pages);
     case OPTION_THREADS:
-        return cli_parse_int("--threads", optarg, 1, 1024, &o->threads);
+        return cli_parse_threads("--threads", optarg, &o->threads);
     case OPTION_ISA:
         return parse_isa(&o->isa);
     case OPTION_PAGE_SIZE:
@@ -264,6 +264,10 @@ int cmd_bench(int argc, char **argv)
 
     int status = parse_options(argc, argv, &o, &done);
     if (status != CLI_OK || done) {
+        return status;
+    }
+    status = cli_probe_output(o.json_path);
+    if (status != CLI_OK) {
         return status;
     }
     bench_machine_read(&o.machine);

@@ -4,6 +4,7 @@
 #include "cli.h"
 
 #include <errno.h>
+#include <fcntl.h>
 #include <getopt.h>
 #include <inttypes.h>
 #include <limits.h>
@@ -86,6 +87,22 @@ bool cli_parse_int(const char *option, const char *text, int64_t min, int64_t ma
     return false;
 }
 
+bool cli_parse_threads(const char *option, const char *text, int64_t *out)
+{
+    int64_t threads = 0;
+    long n_online = sysconf(_SC_NPROCESSORS_ONLN);
+    if (!cli_parse_int(option, text, 1, INT32_MAX, &threads)) {
+        return false;
+    }
+    if (n_online > 0 && threads > n_online) {
+        cli_fail(CLI_USAGE, "%s %" PRId64 ": this machine has %ld processors online", option,
+                 threads, n_online);
+        return false;
+    }
+    *out = threads;
+    return true;
+}
+
 bool cli_parse_dtype(const char *option, const char *text, pkv_dtype *out)
 {
     static const pkv_dtype dtypes[] = {
@@ -161,18 +178,32 @@ static int dump_to_new_file(const json_t *root, const char *path)
 }
 
 /* A device, a pipe or a link must stay what it is: only plain files are replaced. */
-static int dump_to_path(const json_t *root, const char *path)
+static bool is_replaced(const char *path)
 {
     struct stat found;
-    if (lstat(path, &found) == 0 && !S_ISREG(found.st_mode)) {
-        return dump_to_new_file(root, path);
-    }
+    return lstat(path, &found) != 0 || S_ISREG(found.st_mode);
+}
+
+/* The name of the file that is renamed to path when it is whole; NULL: no memory. */
+static char *name_beside(const char *path)
+{
     size_t size = strlen(path) + 32;
     char *beside = malloc(size);
+    if (beside != NULL) {
+        snprintf(beside, size, "%s.%ld.tmp", path, (long)getpid());
+    }
+    return beside;
+}
+
+static int dump_to_path(const json_t *root, const char *path)
+{
+    if (!is_replaced(path)) {
+        return dump_to_new_file(root, path);
+    }
+    char *beside = name_beside(path);
     if (beside == NULL) {
         return ENOMEM;
     }
-    snprintf(beside, size, "%s.%ld.tmp", path, (long)getpid());
     int problem = dump_to_new_file(root, beside);
     if (problem == 0 && rename(beside, path) != 0) {
         problem = errno;
@@ -182,6 +213,52 @@ static int dump_to_path(const json_t *root, const char *path)
     }
     free(beside);
     return problem;
+}
+
+static int fail_output(const char *path, int problem)
+{
+    if (problem == ENOMEM) {
+        return cli_no_memory("the JSON output");
+    }
+    return cli_fail(CLI_USAGE, "%s: %s", is_standard_output(path) ? "standard output" : path,
+                    strerror(problem));
+}
+
+/* Opens for writing and closes, nothing else.  0, or the errno of what failed. */
+static int try_open(const char *path)
+{
+    struct stat found;
+    if (stat(path, &found) == 0 && S_ISFIFO(found.st_mode)) {
+        /* Closing it would tell the reader that this was all. */
+        return access(path, W_OK) == 0 ? 0 : errno;
+    }
+    int file = open(path, O_WRONLY | O_CREAT | O_CLOEXEC, 0666);
+    if (file < 0) {
+        return errno;
+    }
+    close(file);
+    return 0;
+}
+
+static int try_new_file(const char *path)
+{
+    char *beside = name_beside(path);
+    if (beside == NULL) {
+        return ENOMEM;
+    }
+    int problem = *path == '\0' ? ENOENT : try_open(beside);
+    unlink(beside);
+    free(beside);
+    return problem;
+}
+
+int cli_probe_output(const char *path)
+{
+    if (path == NULL || is_standard_output(path)) {
+        return CLI_OK;
+    }
+    int problem = is_replaced(path) ? try_new_file(path) : try_open(path);
+    return problem == 0 ? CLI_OK : fail_output(path, problem);
 }
 
 int cli_write_json(json_t *root, const char *path)
@@ -196,14 +273,7 @@ int cli_write_json(json_t *root, const char *path)
     if (problem == EPIPE && standard) {
         return CLI_USAGE;
     }
-    if (problem == ENOMEM) {
-        return cli_no_memory("the JSON output");
-    }
-    if (problem != 0) {
-        return cli_fail(CLI_USAGE, "%s: %s", standard ? "standard output" : path,
-                        strerror(problem));
-    }
-    return CLI_OK;
+    return problem == 0 ? CLI_OK : fail_output(path, problem);
 }
 
 bool cli_is_terminal(FILE *stream)
@@ -220,9 +290,37 @@ int64_t cli_now_ns(void)
     return (int64_t)now.tv_sec * 1000000000 + now.tv_nsec;
 }
 
+/* The number in a file that holds nothing else; UINT64_MAX if there is none. */
+static uint64_t read_number(const char *path)
+{
+    char line[32] = "";
+    int64_t value;
+    FILE *file = fopen(path, "re");
+    if (file != NULL) {
+        if (fgets(line, sizeof line, file) == NULL) {
+            line[0] = '\0';
+        }
+        fclose(file);
+    }
+    bool number = cli_scan_int(line, line + strlen(line), INT64_MAX, &value) != NULL;
+    return number ? (uint64_t)value : UINT64_MAX;
+}
+
 uint64_t cli_memory_bytes(void)
 {
+    static const char *const limit_files[] = {
+        "/sys/fs/cgroup/memory.max",                   /* version 2 */
+        "/sys/fs/cgroup/memory/memory.limit_in_bytes", /* version 1 */
+    };
     long pages = sysconf(_SC_PHYS_PAGES);
     long page_bytes = sysconf(_SC_PAGESIZE);
-    return pages > 0 && page_bytes > 0 ? (uint64_t)pages * (uint64_t)page_bytes : 0;
+    if (pages <= 0 || page_bytes <= 0) {
+        return 0;
+    }
+    uint64_t bytes = (uint64_t)pages * (uint64_t)page_bytes;
+    for (size_t i = 0; i < sizeof limit_files / sizeof *limit_files; i++) {
+        uint64_t limit = read_number(limit_files[i]);
+        bytes = limit < bytes ? limit : bytes;
+    }
+    return bytes;
 }

@@ -45,6 +45,9 @@ bool cli_parse_int(const char *option, const char *text, int64_t min, int64_t ma
  */
 const char *cli_scan_int(const char *begin, const char *end, int64_t max, int64_t *out);
 
+/* Parses a number of threads, no more than processors are online; as cli_parse_int(). */
+bool cli_parse_threads(const char *option, const char *text, int64_t *out);
+
 /* Parses a dtype's command-line name; as cli_parse_int(). */
 bool cli_parse_dtype(const char *option, const char *text, pkv_dtype *out);
 
@@ -70,13 +73,20 @@ FILE *cli_table_stream(const char *json_path);
  */
 int cli_write_json(json_t *root, const char *path);
 
+/*
+ * Can cli_write_json() write there?  To be asked before long work: makes and
+ * removes the file beside the name; a device or a link is opened only.  NULL is
+ * allowed.  Exit status, after an error line.
+ */
+int cli_probe_output(const char *path);
+
 /* True if the stream is a terminal. */
 bool cli_is_terminal(FILE *stream);
 
 /* Seconds on a clock that only moves forward, as nanoseconds. */
 int64_t cli_now_ns(void);
 
-/* Physical memory in bytes, 0 if unknown. */
+/* Memory that this process may use, in bytes: the machine's or its control group's; 0: unknown. */
 uint64_t cli_memory_bytes(void);
 
 #endif

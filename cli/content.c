@@ -47,7 +47,7 @@ void content_fill(const content_shape *shape, uint64_t key, int64_t position, in
 
 void content_stamp(const content_shape *shape, int64_t position, int stamp, unsigned char *row)
 {
-    const int64_t byte = position % shape->head_dim * shape->bits / 8;
+    const int64_t byte = position % shape->head_bytes;
     for (int64_t i = 0; i < 2 * shape->n_heads; i++) {
         row[i * shape->head_bytes + byte] ^= (unsigned char)stamp;
     }

@@ -13,9 +13,7 @@
 /* One token's row of the combined layout: K0 V0 K1 V1 ... */
 typedef struct content_shape {
     int64_t n_heads;
-    int64_t head_dim;
     int64_t head_bytes; /* bytes of one head vector */
-    int64_t bits;       /* bits of one element */
     int64_t row_bytes;  /* 2 * n_heads * head_bytes */
 } content_shape;
 
@@ -30,9 +28,9 @@ void content_fill(const content_shape *shape, uint64_t key, int64_t position, in
                   unsigned char *row);
 
 /*
- * Mixes a stamp into one element of every head vector of the row, or takes the
- * same one out again: into the lowest bits of its bytes, so that each element
- * type can carry it.  Which element follows from the position.
+ * Mixes a stamp into one byte of every head vector of the row, or takes the same
+ * one out again.  Which byte follows from the position: over a run of tokens
+ * every byte has its turn, so no part of a vector can be left out unseen.
  */
 void content_stamp(const content_shape *shape, int64_t position, int stamp, unsigned char *row);
 

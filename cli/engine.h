@@ -6,6 +6,9 @@
 #include "replay.h"
 #include "schedule.h"
 
+/* Poison in front of the first layer's cache and, at least, behind the last one's. */
+enum { ENGINE_GUARD_BYTES = 4096 };
+
 /* One token of the current step. */
 typedef struct step_token {
     uint64_t key;
@@ -19,6 +22,7 @@ typedef struct engine {
     replay_result        *result;
     schedule              schedule;
     content_shape         shape;
+    int64_t               longest_pages; /* pages of the longest request, at least 1 */
     int64_t               layer_bytes;  /* of one layer's cache */
     int64_t               source_bytes; /* of one layer's new K/V */
     pkv_memory            cache_memory;
@@ -55,6 +59,16 @@ void engine_tear_down(engine *e);
  * not be the measured write; measures the copy limit; leaves the cache poisoned.
  */
 void engine_touch_memory(engine *e);
+
+/*
+ * The checks.  Each counts in the result what it finds and prints the first
+ * difference of the run.
+ *
+ * Before a step is written: nobody wrote to its slots yet, and its plans have as
+ * many slices as its tokens make.
+ */
+void engine_check_targets(engine *e);
+void engine_check_counts(engine *e);
 
 /* Reads a row's whole history back through its block table and compares it. */
 void engine_verify_row(engine *e, int64_t row);

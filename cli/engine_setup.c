@@ -9,7 +9,7 @@
 
 unsigned char *engine_cache_slot(const engine *e, int64_t layer, int64_t slot)
 {
-    return (unsigned char *)e->cache_memory.data + layer * e->layer_bytes +
+    return (unsigned char *)e->cache_memory.data + ENGINE_GUARD_BYTES + layer * e->layer_bytes +
            slot * e->shape.row_bytes;
 }
 
@@ -39,68 +39,117 @@ static int size_shape(engine *e)
         return cli_fail(CLI_USAGE, "%" PRId64 " heads of %" PRId64 " %s make no whole row",
                         o->num_kv_heads, o->head_dim, pkv_dtype_name(o->dtype));
     }
-    e->shape = (content_shape){.n_heads = o->num_kv_heads, .head_dim = o->head_dim,
-                               .bits = pkv_dtype_bits(o->dtype),
+    e->shape = (content_shape){.n_heads = o->num_kv_heads,
                                .row_bytes = row.k.token_stride_bytes,
                                .head_bytes = row.k.head_stride_bytes / 2};
     return CLI_OK;
 }
 
-/* Pages that 2 GiB of K/V hold, but at least those of the longest request. */
-static int64_t default_pages(const engine *e, int64_t longest)
+/*
+ * Pages that 2 GiB of K/V hold, or, with a stamp a slot and a place on the stack
+ * of free pages, a quarter of the memory; but at least those of the longest request.
+ */
+static int64_t default_pages(const engine *e)
 {
-    int64_t page_bytes = 0;
+    const uint64_t memory = cli_memory_bytes();
+    const int64_t  extra_bytes = e->o->page_size + (int64_t)sizeof(int32_t);
+    int64_t        page_bytes = 0;
     if (__builtin_mul_overflow(e->shape.row_bytes * e->o->num_layers, e->o->page_size,
-                               &page_bytes)) {
-        return longest;
+                               &page_bytes) ||
+        page_bytes > INT64_MAX - extra_bytes) {
+        return e->longest_pages;
     }
     int64_t pages = ((int64_t)2 << 30) / page_bytes;
-    return pages > longest ? pages : longest;
+    if (memory > 0 && pages > (int64_t)(memory / 4) / (page_bytes + extra_bytes)) {
+        pages = (int64_t)(memory / 4) / (page_bytes + extra_bytes);
+    }
+    return pages > e->longest_pages ? pages : e->longest_pages;
 }
 
-static int size_pool(const engine *e, int64_t *num_pages)
+static int fail_long_request(const engine *e, int64_t request, int64_t pages)
 {
     const replay_options *o = e->o;
-    int64_t               longest = 1;
+    const int64_t         line = e->trace->requests[request].line;
+    if (line > 0) {
+        return cli_fail(CLI_EXHAUSTED,
+                        "%s:%" PRId64 ": request needs %" PRId64 " pages of %" PRId64
+                        " tokens, the pool has %" PRId64,
+                        o->trace_path, line, pages, o->page_size, o->num_pages);
+    }
+    return cli_fail(CLI_EXHAUSTED,
+                    "request %" PRId64 " needs %" PRId64 " pages of %" PRId64
+                    " tokens, the pool has %" PRId64,
+                    request, pages, o->page_size, o->num_pages);
+}
+
+static int size_pool(engine *e)
+{
+    const replay_options *o = e->o;
+    e->longest_pages = 1;
     for (int64_t i = 0; i < e->trace->n_requests; i++) {
         int64_t pages = schedule_pages(&e->trace->requests[i], o->page_size);
         if (o->num_pages > 0 && pages > o->num_pages) {
-            return cli_fail(CLI_EXHAUSTED,
-                            "request %" PRId64 " needs %" PRId64 " pages of %" PRId64
-                            " tokens, the pool has %" PRId64,
-                            i, pages, o->page_size, o->num_pages);
+            return fail_long_request(e, i, pages);
         }
-        longest = pages > longest ? pages : longest;
+        e->longest_pages = pages > e->longest_pages ? pages : e->longest_pages;
     }
-    *num_pages = o->num_pages > 0 ? o->num_pages : default_pages(e, longest);
+    e->result->num_pages = o->num_pages > 0 ? o->num_pages : default_pages(e);
     return CLI_OK;
 }
 
-/* The cache and the new K/V of all layers, within half of the memory. */
-static int size_memory(engine *e, int64_t num_pages)
+/* Adds n items to a sum of bytes; false if it overflows. */
+static bool add_bytes(int64_t *sum_bytes, int64_t n, int64_t item_bytes)
+{
+    int64_t bytes = 0;
+    return !__builtin_mul_overflow(n, item_bytes, &bytes) &&
+           !__builtin_add_overflow(*sum_bytes, bytes, sum_bytes);
+}
+
+/* Everything beside K and V that grows with the options: see allocate_arrays() and schedule.h. */
+static bool add_tables(const engine *e, int64_t *sum_bytes)
 {
     const replay_options *o = e->o;
-    int64_t               slots = 0, caches = 0, sources = 0, all = 0;
-    bool                  huge =
-        __builtin_mul_overflow(num_pages, o->page_size, &slots) ||
-        __builtin_mul_overflow(slots, e->shape.row_bytes, &e->layer_bytes) ||
-        __builtin_mul_overflow(e->layer_bytes, o->num_layers, &caches) ||
-        __builtin_mul_overflow(o->max_num_batched_tokens, e->shape.row_bytes, &e->source_bytes) ||
-        __builtin_mul_overflow(e->source_bytes, o->num_layers, &sources) ||
-        __builtin_add_overflow(caches, sources, &all) || slots > INT32_MAX;
-    uint64_t memory = cli_memory_bytes();
-    if (huge) {
+    const int64_t         slots = e->result->num_pages * o->page_size;
+    const int64_t         row_entries = e->longest_pages + 4; /* a request's row of the schedule */
+    return add_bytes(sum_bytes, slots, sizeof *e->stamps) &&
+           add_bytes(sum_bytes, e->result->num_pages, sizeof *e->schedule.free_pages) &&
+           add_bytes(sum_bytes, o->max_num_reqs * row_entries, sizeof(int32_t)) &&
+           add_bytes(sum_bytes, o->max_num_batched_tokens, sizeof *e->tokens) &&
+           add_bytes(sum_bytes, e->slices_capacity + 1,
+                     N_WAYS * (3 * sizeof(int32_t) + sizeof(int64_t))) &&
+           add_bytes(sum_bytes, o->num_layers, sizeof *e->caches + sizeof *e->sources) &&
+           add_bytes(sum_bytes, o->threads, e->shape.row_bytes);
+}
+
+/* All that will be allocated, within half of the memory. */
+static int size_memory(engine *e)
+{
+    const replay_options *o = e->o;
+    const int64_t         num_pages = e->result->num_pages;
+    const int64_t         bucket = pkv_token_bucket(o->max_num_batched_tokens, PKV_MIN_TOKEN_BUCKET,
+                                                    o->max_num_batched_tokens, 0);
+    int64_t               slots = 0, caches = 0, sources = 0, tables = 0, all = 0;
+    e->slices_capacity = pkv_padded_num_slices(o->max_num_reqs, bucket, o->page_size);
+    bool fits = !__builtin_mul_overflow(num_pages, o->page_size, &slots) && slots <= INT32_MAX &&
+                add_bytes(&e->layer_bytes, slots, e->shape.row_bytes) &&
+                add_bytes(&e->source_bytes, o->max_num_batched_tokens, e->shape.row_bytes) &&
+                add_bytes(&caches, o->num_layers, e->layer_bytes) &&
+                add_bytes(&sources, o->num_layers, e->source_bytes) && add_tables(e, &tables) &&
+                add_bytes(&all, 1, caches) && add_bytes(&all, 1, sources) &&
+                add_bytes(&all, 1, tables) && add_bytes(&all, 2, ENGINE_GUARD_BYTES);
+    if (!fits) {
         return cli_fail(CLI_EXHAUSTED,
                         "a cache of %" PRId64 " pages of %" PRId64 " tokens is too large: "
                         "its slots or bytes overflow",
                         num_pages, o->page_size);
     }
+    uint64_t memory = cli_memory_bytes();
     if (memory > 0 && (uint64_t)all > memory / 2) {
         return cli_fail(CLI_EXHAUSTED,
-                        "a cache of %.1f GiB and %.1f GiB of new K/V are more than half of the "
-                        "memory (%.1f GiB)",
+                        "a cache of %.1f GiB, %.1f GiB of new K/V and %.1f GiB of tables are more "
+                        "than half of the memory (%.1f GiB)",
                         (double)caches / (1 << 30), (double)sources / (1 << 30),
-                        (double)memory / (1 << 30));
+                        (double)tables / (1 << 30), (double)memory / (1 << 30));
     }
     return CLI_OK;
 }
@@ -108,10 +157,10 @@ static int size_memory(engine *e, int64_t num_pages)
 static int allocate_memory(engine *e)
 {
     const uint64_t layers = (uint64_t)e->o->num_layers;
+    const uint64_t cache_bytes = (uint64_t)e->layer_bytes * layers + 2 * ENGINE_GUARD_BYTES;
     e->cache_memory.struct_size = sizeof e->cache_memory;
     e->source_memory.struct_size = sizeof e->source_memory;
-    if (pkv_memory_alloc(&e->cache_memory, (uint64_t)e->layer_bytes * layers,
-                         PKV_MEMORY_HUGE_PAGES) != PKV_OK) {
+    if (pkv_memory_alloc(&e->cache_memory, cache_bytes, PKV_MEMORY_HUGE_PAGES) != PKV_OK) {
         return cli_no_memory("the cache");
     }
     if (pkv_memory_alloc(&e->source_memory, (uint64_t)e->source_bytes * layers,
@@ -121,14 +170,11 @@ static int allocate_memory(engine *e)
     return CLI_OK;
 }
 
-static int allocate_arrays(engine *e, int64_t num_pages)
+static int allocate_arrays(engine *e)
 {
     const replay_options *o = e->o;
-    const int64_t         slots = num_pages * o->page_size;
-    const int64_t bucket =
-        pkv_token_bucket(o->max_num_batched_tokens, 16, o->max_num_batched_tokens, 0);
-    e->slices_capacity = pkv_padded_num_slices(o->max_num_reqs, bucket, o->page_size);
-    bool ok = true;
+    const int64_t         slots = e->result->num_pages * o->page_size;
+    bool                  ok = true;
     for (int way = 0; way < N_WAYS; way++) {
         e->columns[way] = calloc((size_t)e->slices_capacity, 3 * sizeof(int32_t));
         e->result->histogram[way] = calloc((size_t)e->slices_capacity + 1, sizeof(int64_t));
@@ -138,19 +184,20 @@ static int allocate_arrays(engine *e, int64_t num_pages)
     e->caches = calloc((size_t)o->num_layers, sizeof *e->caches);
     e->sources = calloc((size_t)o->num_layers, sizeof *e->sources);
     e->tokens = calloc((size_t)o->max_num_batched_tokens, sizeof *e->tokens);
-    e->stamps = calloc((size_t)slots, 1);
+    e->stamps = calloc((size_t)slots, sizeof *e->stamps);
     e->scratch = calloc((size_t)o->threads, (size_t)e->shape.row_bytes);
     ok = ok && e->caches != NULL && e->sources != NULL && e->tokens != NULL && e->stamps != NULL &&
          e->scratch != NULL && (o->series_path == NULL || series_init(&e->result->series));
     return ok ? CLI_OK : cli_no_memory("the replay");
 }
 
-static int make_views(engine *e, int64_t num_pages)
+static int make_views(engine *e)
 {
     const replay_options *o = e->o;
     for (int64_t layer = 0; layer < o->num_layers; layer++) {
         pkv_status status = pkv_cache_combined(&e->caches[layer], sizeof e->caches[layer],
-                                               engine_cache_slot(e, layer, 0), num_pages, o->page_size,
+                                               engine_cache_slot(e, layer, 0),
+                                               e->result->num_pages, o->page_size,
                                                o->num_kv_heads, o->head_dim, o->cache_dtype);
         if (status == PKV_OK) {
             status = pkv_new_kv_combined(&e->sources[layer], sizeof e->sources[layer],
@@ -166,24 +213,23 @@ static int make_views(engine *e, int64_t num_pages)
 
 int engine_set_up(engine *e)
 {
-    int64_t num_pages = 0;
-    int     status = size_shape(e);
-    status = status != CLI_OK ? status : size_pool(e, &num_pages);
-    status = status != CLI_OK ? status : size_memory(e, num_pages);
+    int status = size_shape(e);
+    status = status != CLI_OK ? status : size_pool(e);
+    status = status != CLI_OK ? status : size_memory(e);
     status = status != CLI_OK ? status : allocate_memory(e);
-    status = status != CLI_OK ? status : allocate_arrays(e, num_pages);
-    status = status != CLI_OK ? status : make_views(e, num_pages);
+    status = status != CLI_OK ? status : allocate_arrays(e);
+    status = status != CLI_OK ? status : make_views(e);
     if (status != CLI_OK) {
         return status;
     }
-    const schedule_limits limits = {.page_size = e->o->page_size, .num_pages = num_pages,
+    const schedule_limits limits = {.page_size = e->o->page_size,
+                                    .num_pages = e->result->num_pages,
                                     .max_num_reqs = e->o->max_num_reqs,
                                     .max_num_batched_tokens = e->o->max_num_batched_tokens,
                                     .follow_arrivals = e->o->follow_arrivals};
     if (!schedule_init(&e->schedule, e->trace, &limits)) {
         return cli_no_memory("the schedule");
     }
-    e->result->num_pages = num_pages;
     e->result->row_bytes = e->shape.row_bytes;
     return CLI_OK;
 }

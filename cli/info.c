@@ -158,6 +158,10 @@ int cmd_info(int argc, char **argv)
     if (status != CLI_OK || done) {
         return status;
     }
+    status = cli_probe_output(json_path);
+    if (status != CLI_OK) {
+        return status;
+    }
     bench_machine_read(&info.machine);
     status = measure_limit(&info);
     if (status != CLI_OK) {

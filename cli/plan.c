@@ -8,7 +8,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-enum { NUM_SLICES_PER_BLOCK = 64, MIN_TOKEN_BUCKET = 16 };
+enum { NUM_SLICES_PER_BLOCK = 64 };
 
 typedef struct plan_options {
     int64_t      page_size; /* 0: not given */
@@ -213,7 +213,7 @@ static int alloc_step(const plan_options *options, const plan_input *input, pkv_
                       int32_t **memory)
 {
     int64_t reqs = options->max_num_reqs;
-    int64_t bucket = pkv_token_bucket(options->max_num_batched_tokens, MIN_TOKEN_BUCKET,
+    int64_t bucket = pkv_token_bucket(options->max_num_batched_tokens, PKV_MIN_TOKEN_BUCKET,
                                       options->max_num_batched_tokens, 0);
     int64_t capacity = pkv_padded_num_slices(reqs, bucket, options->page_size);
     int64_t n_entries = 3 * capacity + reqs * input->max_pages + reqs + (reqs + 1) + 2;
@@ -234,7 +234,7 @@ static int alloc_step(const plan_options *options, const plan_input *input, pkv_
     step->query_start_loc = step->context_lens + reqs;
     step->block_tables = step->query_start_loc + reqs + 1;
     step->block_tables_width = input->max_pages;
-    pkv_slices_from_array(&step->slices, sizeof step->slices,
+    pkv_slices_from_array(step->slices, sizeof *step->slices,
                           step->block_tables + reqs * input->max_pages, capacity, *memory + 1);
     return CLI_OK;
 }
@@ -288,16 +288,16 @@ static int make_plan(const plan_options *options, const plan_input *input, pkv_s
 
 static void print_table(const plan_options *options, const pkv_step *step, FILE *stream)
 {
-    int32_t n = *step->slices.num_slices;
+    int32_t n = *step->slices->num_slices;
     int64_t r = 0;
     if (n > 0) {
         fprintf(stream, "%7s  %21s  %14s  %12s  %9s\n", "request", "pages", "kv_cache_start",
                 "new_kv_start", "slice_len");
     }
     for (int32_t i = 0; i < n; i++) {
-        int64_t start = step->slices.kv_cache_start[i];
-        int64_t row = step->slices.new_kv_start[i];
-        int64_t len = step->slices.slice_len[i];
+        int64_t start = step->slices->kv_cache_start[i];
+        int64_t row = step->slices->new_kv_start[i];
+        int64_t len = step->slices->slice_len[i];
         while (row >= step->query_start_loc[r + 1]) {
             r++;
         }
@@ -364,8 +364,8 @@ static json_t *plan_json(const plan_options *options, const pkv_step *step)
     int64_t n_requests = *step->num_seqs;
     return json_pack(
         "{s:o, s:i, s:I, s:I, s:b, s:I, s:I, s:o, s:o, s:I, s:o, s:i}",
-        "slices", slices_array(&step->slices),
-        "num_slices", *step->slices.num_slices,
+        "slices", slices_array(step->slices),
+        "num_slices", *step->slices->num_slices,
         "padded_num_slices", (json_int_t)step->padded_num_slices,
         "page_size", (json_int_t)options->page_size,
         "merged", options->merge,
@@ -382,7 +382,8 @@ static json_t *plan_json(const plan_options *options, const pkv_step *step)
 
 static int plan_and_print(const plan_options *options, const plan_input *input)
 {
-    pkv_step step = {.struct_size = sizeof step};
+    pkv_slices slices;
+    pkv_step step = {.struct_size = sizeof step, .slices = &slices};
     int32_t *memory = NULL;
     int status = alloc_step(options, input, &step, &memory);
     if (status == CLI_OK) {

@@ -25,7 +25,8 @@ static int print_help(void)
         "  --seed N                        of content and synthetic trace (1)\n"
         "Cache\n"
         "  --page-size N                   tokens of a page (16)\n"
-        "  --num-pages N                   pages (what 2 GiB of K/V hold)\n"
+        "  --num-pages N                   pages (what 2 GiB of K/V hold, or a quarter of the\n"
+        "                                  memory; at least the longest request)\n"
         "  --num-kv-heads N                (8)        --head-dim N  (128)\n"
         "  --num-layers N                  (1)\n"
         "  --dtype NAME                    f32 f16 bf16 fp8_e4m3 fp8_e5m2 int8 int4 (bf16)\n"
@@ -66,7 +67,6 @@ static const struct {
     {"--max-num-reqs", 1, 1 << 20, offsetof(replay_options, max_num_reqs)},
     {"--max-num-batched-tokens", 1, 1 << 24, offsetof(replay_options, max_num_batched_tokens)},
     {"--num-slices-per-block", 1, 1 << 20, offsetof(replay_options, num_slices_per_block)},
-    {"--threads", 1, 4096, offsetof(replay_options, threads)},
 };
 enum { N_NUMBERS = sizeof numbers / sizeof numbers[0] };
 
@@ -77,12 +77,12 @@ enum {
     OPTION_ARRIVALS,
     OPTION_DTYPE,
     OPTION_CACHE_DTYPE,
+    OPTION_THREADS,
     OPTION_BACKEND,
     OPTION_VERIFY,
     OPTION_JSON,
     OPTION_SERIES,
-    OPTION_QUIET,
-    OPTION_END
+    OPTION_QUIET
 };
 
 static const struct option named[] = {
@@ -90,6 +90,7 @@ static const struct option named[] = {
     {"arrivals", required_argument, NULL, OPTION_ARRIVALS},
     {"dtype", required_argument, NULL, OPTION_DTYPE},
     {"cache-dtype", required_argument, NULL, OPTION_CACHE_DTYPE},
+    {"threads", required_argument, NULL, OPTION_THREADS},
     {"backend", required_argument, NULL, OPTION_BACKEND},
     {"verify", required_argument, NULL, OPTION_VERIFY},
     {"json", required_argument, NULL, OPTION_JSON},
@@ -135,6 +136,8 @@ static int take_named(int option, replay_options *o)
                        cli_parse_dtype("--cache-dtype", optarg, &o->cache_dtype)
                    ? CLI_OK
                    : CLI_USAGE;
+    case OPTION_THREADS:
+        return cli_parse_threads("--threads", optarg, &o->threads) ? CLI_OK : CLI_USAGE;
     case OPTION_BACKEND: return take_backend(optarg);
     case OPTION_VERIFY: return take_word("--verify", optarg, "off", "on", &o->verify);
     case OPTION_JSON: o->json_path = optarg; return CLI_OK;
@@ -196,6 +199,20 @@ static int check_dtypes(replay_options *o)
     return CLI_OK;
 }
 
+/* Two outputs in one place would be no JSON; and what cannot be written is better known now. */
+static int check_outputs(const replay_options *o)
+{
+    if (o->series_path != NULL && strcmp(o->series_path, "-") == 0) {
+        return cli_fail(CLI_USAGE, "--series -: the series needs a file of its own");
+    }
+    if (o->series_path != NULL && o->json_path != NULL &&
+        strcmp(o->series_path, o->json_path) == 0) {
+        return cli_fail(CLI_USAGE, "--series and --json name the same file: %s", o->json_path);
+    }
+    int status = cli_probe_output(o->json_path);
+    return status != CLI_OK ? status : cli_probe_output(o->series_path);
+}
+
 /* ---- the command ----------------------------------------------------------- */
 
 static int read_trace(const replay_options *o, trace *t)
@@ -209,8 +226,8 @@ static int read_trace(const replay_options *o, trace *t)
 
 static bool found_difference(const replay_result *r)
 {
-    return r->mismatched_tokens > 0 || r->poison_errors > 0 || r->pages_leaked > 0 ||
-           r->requests_finished != r->requests;
+    return r->mismatched_tokens > 0 || r->poison_errors > 0 || r->plan_errors > 0 ||
+           r->pages_leaked > 0 || r->requests_finished != r->requests;
 }
 
 /* Table, JSON and series of a run that came to its end. */
@@ -243,6 +260,7 @@ int cmd_replay(int argc, char **argv)
     }
     trace t = {0};
     status = check_dtypes(&o);
+    status = status != CLI_OK ? status : check_outputs(&o);
     status = status != CLI_OK ? status : read_trace(&o, &t);
     if (status == CLI_OK) {
         replay_result result;

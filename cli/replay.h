@@ -13,7 +13,7 @@ typedef struct replay_options {
     const char *series_path; /* NULL: none */
     int64_t     max_requests; /* 0: all */
     int64_t     page_size;
-    int64_t     num_pages; /* 0: what 2 GiB hold, at least the longest request */
+    int64_t     num_pages; /* 0: what 2 GiB or a quarter of the memory hold */
     int64_t     max_num_reqs;
     int64_t     max_num_batched_tokens;
     int64_t     num_kv_heads;
@@ -54,7 +54,8 @@ typedef struct replay_result {
     int64_t     plan_ns_merged;
     int64_t     verified_tokens;
     int64_t     mismatched_tokens;
-    int64_t     poison_errors; /* pages or slots without an owner that were written */
+    int64_t     poison_errors; /* pages or slots that were written while nobody owned them */
+    int64_t     plan_errors;   /* plans with another number of slices than counted from tokens */
     int64_t     elapsed_ns;
     double      copy_limit_bytes_per_s;
     bool        huge_pages; /* the cache got them */

@@ -99,7 +99,8 @@ static void print_ways(FILE *out, const replay_options *o, const replay_result *
     }
     const replay_kind total = replay_total(r);
     const double      slices = (double)total.slices[WAY_EXACT];
-    fprintf(out, "\nplanning  exact %.1f ns, merged %.1f ns a slice; exact is %.2f%% of its updates\n",
+    fprintf(out,
+            "\nplanning  exact %.1f ns, merged %.1f ns a slice; exact is %.2f%% of its updates\n",
             ratio((double)r->plan_ns, slices), ratio((double)r->plan_ns_merged, slices),
             100 * ratio((double)r->plan_ns, (double)total.update_ns[WAY_EXACT]));
     fprintf(out, "limit     %.1f GB/s: the best plain contiguous copy here, read plus written;\n"
@@ -149,29 +150,36 @@ static int64_t bin_width(const replay_result *r)
     return width;
 }
 
-/* Steps by their number of slices: static, exact and merged beside each other. */
-static void print_histogram(FILE *out, const replay_result *r)
+/* Steps of each way with a number of slices in [from, to), and the largest of these counts. */
+static int64_t count_bins(const replay_result *r, int64_t from, int64_t to, int64_t n[N_WAYS])
+{
+    int64_t most = 0;
+    for (int way = 0; way < N_WAYS; way++) {
+        n[way] = count_bin(r->histogram[way], r->histogram_size, from, to);
+        most = n[way] > most ? n[way] : most;
+    }
+    return most;
+}
+
+/* One line a bin; where bins between two others are empty, one line for all of them. */
+static void print_bins(FILE *out, const replay_result *r)
 {
     enum { BAR = 18 };
     const bool    utf8 = strcmp(nl_langinfo(CODESET), "UTF-8") == 0;
-    const int64_t width = bin_width(r), total = replay_total(r).steps;
-    int64_t       most = 1;
+    const int64_t width = bin_width(r);
+    int64_t       most = 1, n[N_WAYS], behind_last = 0;
     for (int64_t from = 0; from < r->histogram_size; from += width) {
-        for (int way = 0; way < N_WAYS; way++) {
-            int64_t n = count_bin(r->histogram[way], r->histogram_size, from, from + width);
-            most = n > most ? n : most;
-        }
+        int64_t highest = count_bins(r, from, from + width, n);
+        most = highest > most ? highest : most;
     }
-    fprintf(out, "slices of a step   static              exact               merged\n");
     for (int64_t from = 0; from < r->histogram_size; from += width) {
-        int64_t n[N_WAYS], any = 0;
-        for (int way = 0; way < N_WAYS; way++) {
-            n[way] = count_bin(r->histogram[way], r->histogram_size, from, from + width);
-            any += n[way];
-        }
-        if (any == 0) {
+        if (count_bins(r, from, from + width, n) == 0) {
             continue;
         }
+        if (behind_last > 0 && behind_last < from) {
+            fprintf(out, "   ...\n");
+        }
+        behind_last = from + width;
         fprintf(out, "%6" PRId64 " ..%6" PRId64 "    ", from, from + width - 1);
         for (int way = 0; way < N_WAYS; way++) {
             int eighths = (int)((n[way] * BAR * 8 + most - 1) / most);
@@ -179,6 +187,14 @@ static void print_histogram(FILE *out, const replay_result *r)
         }
         fputc('\n', out);
     }
+}
+
+/* Steps by their number of slices: static, exact and merged beside each other. */
+static void print_histogram(FILE *out, const replay_result *r)
+{
+    const int64_t total = replay_total(r).steps;
+    fprintf(out, "slices of a step   static              exact               merged\n");
+    print_bins(out, r);
     fprintf(out, "p50 / p90 / p99    ");
     for (int way = 0; way < N_WAYS; way++) {
         char text[64];
@@ -248,8 +264,8 @@ static json_t *options_json(const replay_options *o, const replay_result *r)
 static json_t *counts_json(const replay_options *o, const replay_result *r, const replay_kind *all)
 {
     return json_pack(
-        "{s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:I, "
-        "s:I, s:I}",
+        "{s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:I, "
+        "s:I, s:I, s:I, s:I}",
         "requests", (json_int_t)r->requests, "requests_finished", (json_int_t)r->requests_finished,
         "steps", (json_int_t)all->steps, "tokens_written", (json_int_t)all->tokens,
         "prompt_tokens", (json_int_t)r->prompt_tokens, "slices_static",
@@ -261,8 +277,9 @@ static json_t *counts_json(const replay_options *o, const replay_result *r, cons
         (json_int_t)all->update_ns[WAY_EXACT], "update_ns_merged",
         (json_int_t)all->update_ns[WAY_MERGED], "verified_tokens", (json_int_t)r->verified_tokens,
         "mismatched_tokens", (json_int_t)r->mismatched_tokens, "poison_errors",
-        (json_int_t)r->poison_errors, "pages_peak", (json_int_t)r->pages_peak, "pages_leaked",
-        (json_int_t)r->pages_leaked, "elapsed_ns", (json_int_t)r->elapsed_ns);
+        (json_int_t)r->poison_errors, "plan_errors", (json_int_t)r->plan_errors, "pages_peak",
+        (json_int_t)r->pages_peak, "pages_leaked", (json_int_t)r->pages_leaked, "elapsed_ns",
+        (json_int_t)r->elapsed_ns);
 }
 
 json_t *replay_json(const replay_options *o, const trace *t, const replay_result *r)

@@ -13,7 +13,8 @@ static void list_tokens(engine *e)
     for (int64_t row = 0; row < s->n_rows; row++) {
         for (int64_t i = 0; i < s->scheduled[row]; i++) {
             int64_t position = s->computed[row] + i;
-            e->tokens[n++] = (step_token){engine_request_key(e, row), position, engine_row_slot(e, row, position)};
+            e->tokens[n++] = (step_token){engine_request_key(e, row), position,
+                                          engine_row_slot(e, row, position)};
         }
     }
 }
@@ -59,8 +60,8 @@ static int plan_way(engine *e, const pkv_batch *batch, int way)
 /* The static plan is the exact one with zero columns up to the bucket's N. */
 static void pad_static(engine *e)
 {
-    const int64_t bucket =
-        pkv_token_bucket(e->schedule.n_tokens, 16, e->o->max_num_batched_tokens, 0);
+    const int64_t bucket = pkv_token_bucket(e->schedule.n_tokens, PKV_MIN_TOKEN_BUCKET,
+                                            e->o->max_num_batched_tokens, 0);
     const int64_t padded = pkv_padded_num_slices(e->o->max_num_reqs, bucket, e->o->page_size);
     const int64_t n = e->counts[WAY_EXACT];
     for (int i = 0; i < 3; i++) {
@@ -146,6 +147,10 @@ static int write_step(engine *e)
         return status;
     }
     list_tokens(e);
+    if (e->o->verify) {
+        engine_check_targets(e);
+        engine_check_counts(e);
+    }
     for (int i = 0; status == CLI_OK && i < N_WAYS; i++) {
         int way = (int)((e->step + i) % N_WAYS);
         if (e->o->verify) {

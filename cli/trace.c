@@ -230,8 +230,12 @@ static int read_lines(line_reader *reader, const char *path, const trace_format 
         if (line == NULL) {
             return problem == NULL ? CLI_OK : cli_fail(status_of(problem), "%s: %s", path, problem);
         }
+        int64_t n_before = out->n_requests;
         if (problem == NULL && !is_blank(line, length)) {
             problem = take_line(out, &format, line, length, line_index++);
+        }
+        if (out->n_requests > n_before) {
+            out->requests[n_before].line = number;
         }
         if (problem != NULL) {
             return cli_fail(status_of(problem), "%s:%" PRId64 ": %s", path, number, problem);

@@ -15,6 +15,7 @@ typedef struct trace_request {
     int64_t output_tokens; /* >= 0 */
     int64_t first_hash;    /* index into trace.hash_ids */
     int64_t n_hashes;      /* 0 where the format has none */
+    int64_t line;          /* in its file, from 1; 0: of no file */
 } trace_request;
 
 typedef struct trace {

@@ -1,11 +1,7 @@
 /* Builders: one struct filled for each common layout. */
 #include "layout.h"
 
-/*
- * Dense strides of a plane from the innermost axis outwards; `order` lists the
- * axes from inner to outer.  Products that overflow end as -1, which the check
- * at the end of every builder refuses.
- */
+/* A product of sizes; -1 once it overflows, which the check at the end refuses. */
 static int64_t times(int64_t a, int64_t b)
 {
     int64_t r = 0;
@@ -30,16 +26,6 @@ static pkv_status finish_cache(pkv_cache *out, size_t struct_size, pkv_cache *vi
     return PKV_OK;
 }
 
-/* V apart from K, or none where K has memory and V has not. */
-static void set_v(pkv_cache *view, const void *k, void *v)
-{
-    if (k != NULL && v == NULL) {
-        view->v = (pkv_plane){0};
-    } else {
-        view->v.data = v;
-    }
-}
-
 pkv_status pkv_cache_combined(pkv_cache *out, size_t struct_size, void *data, int64_t n_pages,
                               int64_t page_size, int64_t n_heads, int64_t head_dim, pkv_dtype dtype)
 {
@@ -54,16 +40,27 @@ pkv_status pkv_cache_combined(pkv_cache *out, size_t struct_size, void *data, in
     return finish_cache(out, struct_size, &view);
 }
 
+/* K and V with the same strides, each in memory of its own; no V where only K has some. */
+static pkv_status finish_apart(pkv_cache *out, size_t struct_size, const pkv_plane *k, void *v,
+                               int64_t n_pages, int64_t page_size, int64_t n_heads,
+                               pkv_dtype dtype)
+{
+    pkv_cache view = {.n_pages = n_pages, .page_size = page_size, .n_heads = n_heads,
+                      .dtype = dtype, .k = *k};
+    if (k->data == NULL || v != NULL) {
+        view.v = *k;
+        view.v.data = v;
+    }
+    return finish_cache(out, struct_size, &view);
+}
+
 pkv_status pkv_cache_nhd(pkv_cache *out, size_t struct_size, void *k, void *v, int64_t n_pages,
                          int64_t page_size, int64_t n_heads, int64_t head_dim, pkv_dtype dtype)
 {
     int64_t   head = pkv_i_dtype_bytes(dtype, head_dim);
     int64_t   token = times(head, n_heads);
     pkv_plane plane = {k, times(token, page_size), token, head, head_dim};
-    pkv_cache view = {.n_pages = n_pages, .page_size = page_size, .n_heads = n_heads,
-                      .dtype = dtype, .k = plane, .v = plane};
-    set_v(&view, k, v);
-    return finish_cache(out, struct_size, &view);
+    return finish_apart(out, struct_size, &plane, v, n_pages, page_size, n_heads, dtype);
 }
 
 pkv_status pkv_cache_hnd(pkv_cache *out, size_t struct_size, void *k, void *v, int64_t n_pages,
@@ -72,10 +69,7 @@ pkv_status pkv_cache_hnd(pkv_cache *out, size_t struct_size, void *k, void *v, i
     int64_t   token = pkv_i_dtype_bytes(dtype, head_dim);
     int64_t   head = times(token, page_size);
     pkv_plane plane = {k, times(head, n_heads), token, head, head_dim};
-    pkv_cache view = {.n_pages = n_pages, .page_size = page_size, .n_heads = n_heads,
-                      .dtype = dtype, .k = plane, .v = plane};
-    set_v(&view, k, v);
-    return finish_cache(out, struct_size, &view);
+    return finish_apart(out, struct_size, &plane, v, n_pages, page_size, n_heads, dtype);
 }
 
 pkv_status pkv_cache_content(pkv_cache *out, size_t struct_size, void *data, int64_t n_pages,
@@ -197,7 +191,8 @@ pkv_status pkv_new_kv_nhd(pkv_new_kv *out, size_t struct_size, const void *k, co
 {
     row_strides s;
     PKV_I_TRY(pkv_i_check_out(out, struct_size, sizeof *out));
-    PKV_I_TRY(nhd_strides(n_tokens, n_heads, head_dim_k, head_dim_v, token_stride_bytes, dtype, &s));
+    PKV_I_TRY(nhd_strides(n_tokens, n_heads, head_dim_k, head_dim_v, token_stride_bytes, dtype,
+                          &s));
     *out = (pkv_new_kv){.struct_size = struct_size, .n_tokens = n_tokens, .n_heads = n_heads,
                         .dtype = dtype,
                         .k = {k, s.token_bytes[0], s.head_bytes[0], head_dim_k},
@@ -212,7 +207,8 @@ pkv_status pkv_rows_nhd(pkv_rows *out, size_t struct_size, void *k, void *v, int
 {
     row_strides s;
     PKV_I_TRY(pkv_i_check_out(out, struct_size, sizeof *out));
-    PKV_I_TRY(nhd_strides(n_tokens, n_heads, head_dim_k, head_dim_v, token_stride_bytes, dtype, &s));
+    PKV_I_TRY(nhd_strides(n_tokens, n_heads, head_dim_k, head_dim_v, token_stride_bytes, dtype,
+                          &s));
     *out = (pkv_rows){.struct_size = struct_size, .n_tokens = n_tokens, .n_heads = n_heads,
                       .dtype = dtype,
                       .k = {k, s.token_bytes[0], s.head_bytes[0], head_dim_k},

@@ -46,7 +46,7 @@ static const char *index_noun(int32_t rule)
     case PKV_RULE_PAGE:
     case PKV_RULE_LIMIT: return "request";
     case PKV_RULE_SLOT: return "token";
-    case PKV_RULE_CAPACITY: return "element";
+    case PKV_RULE_CAPACITY: return "at"; /* a request or, of a slot mapping, a token */
     default: return "slice";
     }
 }

@@ -154,6 +154,25 @@ static int64_t inner_span(const axes *a, int first, int64_t head_bytes)
     return span;
 }
 
+/*
+ * The usual case, without divisions: V behind K in each head vector's place, and
+ * each axis steps over both together.
+ */
+static bool v_fits_behind_k(const axes *a, int64_t delta, int64_t k_bytes, int64_t v_bytes)
+{
+    int64_t reach = delta + v_bytes;
+    if (delta < k_bytes) {
+        return false;
+    }
+    for (int i = 0; i < a->n; i++) {
+        if (a->at[i].stride_bytes < reach) {
+            return false;
+        }
+        reach += (a->at[i].n - 1) * a->at[i].stride_bytes;
+    }
+    return true;
+}
+
 /* K and V must not share a byte: disjoint ranges, or interleaved in step. */
 static const char *check_disjoint(const pkv_i_view *view, const axes *k_axes, const axes *v_axes)
 {
@@ -165,9 +184,7 @@ static const char *check_disjoint(const pkv_i_view *view, const axes *k_axes, co
     }
     const int64_t delta = (int64_t)(v_at - k_at);
     const int     first = first_same_axis(k_axes, v_axes);
-    /* The usual case, without divisions: V between two head vectors of K. */
-    if (first == 0 && k_axes->n > 0 && delta >= k->head_bytes &&
-        delta <= k_axes->at[0].stride_bytes - v->head_bytes) {
+    if (first == 0 && v_fits_behind_k(k_axes, delta, k->head_bytes, v->head_bytes)) {
         return NULL;
     }
     /* Axes that differ are taken as blocks without gaps. */
@@ -252,6 +269,10 @@ pkv_status pkv_i_view_cache(const pkv_cache *cache, pkv_i_view *out, pkv_error *
     PKV_I_TRY(pkv_i_check_struct(cache, sizeof *cache, err));
     if ((cache->flags & ~(uint32_t)PKV_CACHE_SHARED) != 0) {
         return pkv_i_fail(err, PKV_E_UNSUPPORTED, "a flag of the cache is unknown");
+    }
+    if (cache->k_scales.kind < PKV_SCALES_NONE || cache->k_scales.kind > PKV_SCALES_GROUP ||
+        cache->v_scales.kind < PKV_SCALES_NONE || cache->v_scales.kind > PKV_SCALES_GROUP) {
+        return pkv_i_fail(err, PKV_E_UNSUPPORTED, "a kind of scales is unknown");
     }
     const pkv_plane *planes[2] = {&cache->k, &cache->v};
     out->n_pages = cache->n_pages;

@@ -25,17 +25,17 @@ static char *map_aligned(uint64_t map_bytes)
     return map + skip;
 }
 
-/* Tells the system which pages are wanted; true if it takes the wish for huge ones. */
+/* Asks for huge pages if the caller wants them; true if the system takes the wish. */
 static bool advise(char *map, uint64_t map_bytes, uint32_t flags)
 {
 #ifdef MADV_HUGEPAGE
-    if ((flags & PKV_MEMORY_HUGE_PAGES) != 0) {
-        return madvise(map, map_bytes, MADV_HUGEPAGE) == 0;
-    }
-    /* Refused by systems without huge pages, which comes to the same. */
-    (void)madvise(map, map_bytes, MADV_NOHUGEPAGE);
-#endif
+    return (flags & PKV_MEMORY_HUGE_PAGES) != 0 && madvise(map, map_bytes, MADV_HUGEPAGE) == 0;
+#else
+    (void)map;
+    (void)map_bytes;
+    (void)flags;
     return false;
+#endif
 }
 
 pkv_status pkv_memory_alloc(pkv_memory *out, uint64_t size_bytes, uint32_t flags)

@@ -8,10 +8,22 @@
 /* A part smaller than this costs more to hand over than to copy. */
 enum { PART_BYTES = 64 * 1024, MAX_PARTS_OF_CALLER = 64 };
 
+/* OpenMP's count, but no more than there are processors: it cannot refuse, only end the process. */
 int32_t pkv_default_threads(void)
 {
 #ifdef _OPENMP
-    return omp_get_max_threads();
+    const int wanted = omp_get_max_threads(), processors = omp_get_num_procs();
+    return wanted < processors ? wanted : processors;
+#else
+    return 1;
+#endif
+}
+
+/* Inside the caller's own parallel region its threads are at work already. */
+static int32_t own_threads(void)
+{
+#ifdef _OPENMP
+    return omp_in_parallel() ? 1 : pkv_default_threads();
 #else
     return 1;
 #endif
@@ -19,22 +31,18 @@ int32_t pkv_default_threads(void)
 
 int32_t pkv_i_parts(const pkv_update_opts *opts, int64_t payload_bytes)
 {
+    const int64_t worth = payload_bytes / PART_BYTES;
+    if (worth <= 1 || opts->max_threads == 1) {
+        return 1; /* without asking OpenMP, which asks the system */
+    }
     int32_t most = opts->max_threads;
-    if (most == 0) {
-        most = opts->parallel_for != NULL ? MAX_PARTS_OF_CALLER : pkv_default_threads();
+    if (opts->parallel_for != NULL) {
+        most = most == 0 ? MAX_PARTS_OF_CALLER : most;
+    } else {
+        const int32_t own = own_threads();
+        most = most == 0 || most > own ? own : most;
     }
-#ifdef _OPENMP
-    /* Inside the caller's own parallel region its threads are at work already. */
-    if (opts->parallel_for == NULL && omp_in_parallel()) {
-        most = 1;
-    }
-#else
-    if (opts->parallel_for == NULL) {
-        most = 1;
-    }
-#endif
-    int64_t worth = payload_bytes / PART_BYTES;
-    return worth < 1 ? 1 : worth < most ? (int32_t)worth : most;
+    return worth < most ? (int32_t)worth : most;
 }
 
 void pkv_i_parallel(const pkv_update_opts *opts, int32_t n_parts, pkv_parallel_body body, void *ctx)

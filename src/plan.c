@@ -47,9 +47,13 @@ static pkv_status check_batch(const pkv_batch *b, bool with_tables, pkv_error *e
     if (with_tables && csr && b->indices == NULL) {
         return pkv_i_fail(err, PKV_E_INVALID, "indices is NULL");
     }
+    int64_t entries = 0;
     if (with_tables && !csr &&
-        (b->block_table_width < 0 || b->block_table_stride < b->block_table_width)) {
-        return pkv_i_fail(err, PKV_E_INVALID, "block_table_stride is below block_table_width");
+        (b->block_table_width < 0 || b->block_table_stride < b->block_table_width ||
+         PKV_I_MUL(b->n_requests, b->block_table_stride, &entries) ||
+         entries > PTRDIFF_MAX / (int64_t)sizeof(int32_t))) {
+        return pkv_i_fail(err, PKV_E_INVALID,
+                          "block_table_stride is below block_table_width, or the table overflows");
     }
     return PKV_OK;
 }
@@ -65,6 +69,17 @@ static inline pkv_status read_counts(const pkv_batch *b, int64_t r, request *out
                    : pkv_i_fail_at(err, PKV_E_RANGE, PKV_RULE_SCHEDULED, r, out->scheduled, 0,
                                    "scheduled is negative");
     }
+    return PKV_OK;
+}
+
+/* Rows of the new K/V are int32 too. */
+static inline pkv_status add_tokens(int64_t *n_tokens, int64_t r, const request *q, pkv_error *err)
+{
+    if (q->scheduled > INT32_MAX - *n_tokens) {
+        return pkv_i_fail_at(err, PKV_E_RANGE, PKV_RULE_SCHEDULED, r, *n_tokens + q->scheduled,
+                             INT32_MAX, "the tokens of the step exceed int32");
+    }
+    *n_tokens += q->scheduled;
     return PKV_OK;
 }
 
@@ -182,12 +197,9 @@ pkv_status pkv_plan(const pkv_batch *batch, int64_t max_slice_tokens, pkv_slices
         prefetch_table(batch, m, r + PREFETCH_REQUESTS);
         PKV_I_TRY(read_counts(batch, r, &q, err));
         PKV_I_TRY(read_table(batch, r, &q, err));
-        if (q.scheduled > INT32_MAX - row) {
-            return pkv_i_fail_at(err, PKV_E_RANGE, PKV_RULE_SCHEDULED, r, row + q.scheduled,
-                                 INT32_MAX, "the tokens of the step exceed int32");
-        }
-        PKV_I_TRY(write_request(&w, m, &q, r, (int32_t)row, err));
-        row += q.scheduled;
+        const int32_t first = (int32_t)row;
+        PKV_I_TRY(add_tokens(&row, r, &q, err));
+        PKV_I_TRY(write_request(&w, m, &q, r, first, err));
     }
     *out->num_slices = (int32_t)w.n;
     if (n_tokens_out != NULL) {
@@ -203,10 +215,11 @@ pkv_status pkv_plan_bound(const pkv_batch *batch, int64_t *n_slices_out, pkv_err
         return pkv_i_fail(err, PKV_E_INVALID, "n_slices_out is NULL");
     }
     const page_math m = page_math_of(batch->page_size);
-    int64_t         n = 0;
+    int64_t         n = 0, n_tokens = 0;
     for (int64_t r = 0; r < batch->n_requests; r++) {
         request q = {0};
         PKV_I_TRY(read_counts(batch, r, &q, err));
+        PKV_I_TRY(add_tokens(&n_tokens, r, &q, err));
         if (q.scheduled > 0) {
             n += page_of(m, q.computed + q.scheduled - 1) - page_of(m, q.computed) + 1;
         }

@@ -11,10 +11,14 @@ typedef struct run_rules {
     int64_t        n_requests;
 } run_rules;
 
-static pkv_status check_rules(int64_t n_tokens, int64_t page_size, int64_t n_slots,
-                              int64_t max_slice_tokens, const int32_t *query_start_loc,
-                              int64_t n_requests, run_rules *rules, pkv_error *err)
+static pkv_status check_rules(const void *slots, int64_t n_tokens, int64_t page_size,
+                              int64_t n_slots, int64_t max_slice_tokens,
+                              const int32_t *query_start_loc, int64_t n_requests,
+                              run_rules *rules, pkv_error *err)
 {
+    if (slots == NULL && n_tokens > 0) {
+        return pkv_i_fail(err, PKV_E_INVALID, "slots is NULL");
+    }
     if (n_tokens < 0 || n_tokens > INT32_MAX || page_size < 1 || n_slots < 0 ||
         max_slice_tokens < 0 || n_requests < 0) {
         return pkv_i_fail(err, PKV_E_INVALID, "a size is negative or too large");
@@ -83,12 +87,9 @@ pkv_status pkv_plan_slots_i32(const int32_t *slots, int64_t n_tokens, int64_t pa
                               pkv_error *err)
 {
     run_rules rules;
-    PKV_I_TRY(check_rules(n_tokens, page_size, n_slots, max_slice_tokens, query_start_loc,
+    PKV_I_TRY(check_rules(slots, n_tokens, page_size, n_slots, max_slice_tokens, query_start_loc,
                           n_requests, &rules, err));
     PKV_I_TRY(pkv_i_slices_writable(out, err));
-    if (slots == NULL && n_tokens > 0) {
-        return pkv_i_fail(err, PKV_E_INVALID, "slots is NULL");
-    }
     return plan_slots(slots, NULL, n_tokens, &rules, out, err);
 }
 
@@ -98,11 +99,8 @@ pkv_status pkv_plan_slots_i64(const int64_t *slots, int64_t n_tokens, int64_t pa
                               pkv_error *err)
 {
     run_rules rules;
-    PKV_I_TRY(check_rules(n_tokens, page_size, n_slots, max_slice_tokens, query_start_loc,
+    PKV_I_TRY(check_rules(slots, n_tokens, page_size, n_slots, max_slice_tokens, query_start_loc,
                           n_requests, &rules, err));
     PKV_I_TRY(pkv_i_slices_writable(out, err));
-    if (slots == NULL && n_tokens > 0) {
-        return pkv_i_fail(err, PKV_E_INVALID, "slots is NULL");
-    }
     return plan_slots(NULL, slots, n_tokens, &rules, out, err);
 }

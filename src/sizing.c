@@ -55,7 +55,8 @@ static int64_t gaps(int64_t last_doubled, int64_t n_tokens, int64_t gap_tokens)
 int64_t pkv_token_buckets(int64_t min_tokens, int64_t max_tokens, int64_t gap_tokens, int64_t *out,
                           int64_t cap)
 {
-    if (!bucket_rule_ok(min_tokens, max_tokens, gap_tokens) || cap < 0 || (out == NULL && cap > 0)) {
+    if (!bucket_rule_ok(min_tokens, max_tokens, gap_tokens) || cap < 0 ||
+        (out == NULL && cap > 0)) {
         return 0;
     }
     const int64_t last = doubled(min_tokens, max_tokens, gap_tokens);

@@ -170,6 +170,27 @@ static int next_ranges(const int32_t *starts, const int32_t *lens, int64_t n, co
     return count;
 }
 
+/* Plans are mostly in order already: then there is nothing to sort. */
+static bool in_order(const int32_t *starts, int64_t n)
+{
+    bool sorted = true;
+    for (int64_t i = 1; i < n; i++) {
+        sorted = sorted && starts[i - 1] <= starts[i];
+    }
+    return sorted;
+}
+
+/* The batch of ranges behind *last, where they lie in order. */
+static int next_in_order(const int32_t *starts, const int32_t *lens, int64_t n, int64_t done,
+                         range out[BATCH])
+{
+    int count = 0;
+    for (; count < BATCH && done + count < n; count++) {
+        out[count] = (range){starts[done + count], lens[done + count], done + count};
+    }
+    return count;
+}
+
 /*
  * Walks the ranges in order.  `gaps`: each must start where the last one ended;
  * else each must start at or behind it.
@@ -177,9 +198,11 @@ static int next_ranges(const int32_t *starts, const int32_t *lens, int64_t n, co
 static pkv_status check_order(const int32_t *starts, const int32_t *lens, int64_t n, bool gaps,
                               pkv_error *err)
 {
-    range sorted[BATCH], last = {0, 0, -1};
+    range      sorted[BATCH], last = {0, 0, -1};
+    const bool ordered = in_order(starts, n);
     for (int64_t done = 0; done < n;) {
-        int count = next_ranges(starts, lens, n, done == 0 ? NULL : &last, sorted);
+        int count = ordered ? next_in_order(starts, lens, n, done, sorted)
+                            : next_ranges(starts, lens, n, done == 0 ? NULL : &last, sorted);
         for (int i = 0; i < count; i++) {
             int64_t end = last.start + last.len;
             if (last.index >= 0 && gaps && sorted[i].start != end) {

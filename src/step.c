@@ -3,8 +3,6 @@
 
 #include <string.h>
 
-enum { MIN_TOKEN_BUCKET = 16 };
-
 static pkv_status check_step(const pkv_batch *batch, const pkv_step_limits *limits,
                              const pkv_step *step, pkv_error *err)
 {
@@ -56,12 +54,13 @@ static pkv_status check_tokens(const pkv_batch *batch, const pkv_step_limits *li
 static pkv_status size_step(const pkv_batch *batch, const pkv_step_limits *limits, int64_t n_tokens,
                             pkv_step *step, pkv_error *err)
 {
-    int64_t bucket = pkv_token_bucket(n_tokens, MIN_TOKEN_BUCKET, limits->max_num_batched_tokens,
-                                      limits->bucket_gap_tokens);
+    int64_t bucket =
+        pkv_token_bucket(n_tokens, PKV_MIN_TOKEN_BUCKET, limits->max_num_batched_tokens,
+                         limits->bucket_gap_tokens);
     int64_t padded = pkv_padded_num_slices(limits->max_num_reqs, bucket, batch->page_size);
-    if (step->slices.capacity < padded) {
-        return pkv_i_fail_at(err, PKV_E_RANGE, PKV_RULE_CAPACITY, -1, step->slices.capacity, padded,
-                             "the capacity of the slices is below padded_num_slices");
+    if (step->slices->capacity < padded) {
+        return pkv_i_fail_at(err, PKV_E_RANGE, PKV_RULE_CAPACITY, -1, step->slices->capacity,
+                             padded, "the capacity of the slices is below padded_num_slices");
     }
     step->n_tokens = n_tokens;
     step->token_bucket = bucket;
@@ -121,11 +120,11 @@ pkv_status pkv_step_plan(const pkv_batch *batch, const pkv_step_limits *limits, 
                          pkv_error *err)
 {
     PKV_I_TRY(check_step(batch, limits, step, err));
-    PKV_I_TRY(pkv_i_slices_writable(&step->slices, err));
+    PKV_I_TRY(pkv_i_slices_writable(step->slices, err));
     PKV_I_TRY(check_tokens(batch, limits, err));
     int32_t    n_slices = 0;
     int64_t    n_tokens = 0;
-    pkv_slices slices = step->slices;
+    pkv_slices slices = *step->slices;
     slices.num_slices = &n_slices; /* the caller's count changes on success only */
     slices.struct_size = sizeof slices;
     pkv_step sized = *step;
@@ -138,7 +137,7 @@ pkv_status pkv_step_plan(const pkv_batch *batch, const pkv_step_limits *limits, 
     memset(slices.kv_cache_start + n_slices, 0, pad);
     memset(slices.new_kv_start + n_slices, 0, pad);
     memset(slices.slice_len + n_slices, 0, pad);
-    *step->slices.num_slices = n_slices;
+    *step->slices->num_slices = n_slices;
     *step->num_seqs = (int32_t)batch->n_requests;
     step->n_tokens = sized.n_tokens;
     step->token_bucket = sized.token_bucket;

@@ -122,6 +122,25 @@ static pkv_status check_opts(const pkv_update_opts *opts, call *c, pkv_error *er
     return PKV_OK;
 }
 
+/*
+ * The first struct of an array gives the distance to the next, so it is checked
+ * before the array is walked; each element is checked again when it is read.
+ */
+static pkv_status check_array(const void *array, size_t bytes, int64_t n, pkv_error *err)
+{
+    PKV_I_TRY(pkv_i_check_struct(array, bytes, err));
+    const size_t step = *(const size_t *)array;
+    if (step % sizeof step != 0) {
+        return pkv_i_fail(err, PKV_E_INVALID, "struct_size is not a multiple of 8");
+    }
+    for (int64_t i = 1; i < n; i++) {
+        if (*(const size_t *)element(array, i) != step) {
+            return pkv_i_fail(err, PKV_E_INVALID, "structs of one array differ in struct_size");
+        }
+    }
+    return PKV_OK;
+}
+
 static pkv_status check_arrays(const call *c, pkv_error *err)
 {
     if (c->n_layers < 0 || c->n_groups < 0 || (c->n_layers > 0 && c->n_groups == 0)) {
@@ -133,7 +152,10 @@ static pkv_status check_arrays(const call *c, pkv_error *err)
     if (c->caches == NULL || c->rows == NULL || c->groups == NULL) {
         return pkv_i_fail(err, PKV_E_INVALID, "an array of layers or groups is NULL");
     }
-    return PKV_OK;
+    PKV_I_TRY(check_array(c->caches, sizeof(pkv_cache), c->n_layers, err));
+    PKV_I_TRY(check_array(c->rows, c->gather ? sizeof(pkv_rows) : sizeof(pkv_new_kv), c->n_layers,
+                          err));
+    return check_array(c->groups, sizeof(pkv_slices), c->n_groups, err);
 }
 
 /* ---- from slices to runs --------------------------------------------------------- */

@@ -28,7 +28,7 @@ static void room_init(step_room *room, int64_t capacity)
                                      .max_num_batched_tokens = MAX_TOKENS,
                                      .num_slices_per_block = 64};
     room->step = (pkv_step){.struct_size = sizeof room->step,
-                            .slices = room->list.view,
+                            .slices = &room->list.view,
                             .block_tables = room->block_tables,
                             .block_tables_width = BATCH_WIDTH,
                             .context_lens = room->context_lens,
@@ -223,11 +223,11 @@ static void test_capacity_below_the_padding(void **state)
     pkv_error err;
     step_room room;
     room_init(&room, 64);
-    room.step.slices.capacity = 2 * MAX_REQS + 4;
+    room.step.slices->capacity = 2 * MAX_REQS + 4;
     expect_ok(pkv_step_plan(&batch, &room.limits, &room.step, &err), &err);
     room.list.n = -77;
     room.num_seqs = -66;
-    room.step.slices.capacity--;
+    room.step.slices->capacity--;
     assert_int_equal(pkv_step_plan(&batch, &room.limits, &room.step, &err), PKV_E_RANGE);
     assert_int_equal(err.rule, PKV_RULE_CAPACITY);
     assert_int_equal(err.limit, 2 * MAX_REQS + 4);

@@ -140,6 +140,25 @@ static void test_a_bad_layer_stops_all(void **state)
     layers_free(&m);
 }
 
+/* struct_size is also the distance of the elements. */
+static void test_struct_sizes_of_an_array(void **state)
+{
+    (void)state;
+    model_layers m;
+    layers_init(&m);
+    pkv_error err;
+    m.caches[2].struct_size += 8;
+    expect_error(pkv_update_layers(m.caches, m.new_kvs, group_ids, N_LAYERS, m.groups, N_GROUPS,
+                                   NULL, &err), &err, PKV_E_INVALID, PKV_RULE_NONE, -1);
+    m.caches[2].struct_size -= 8;
+    m.groups[0].struct_size = 4; /* of a group that no layer here uses */
+    static const int32_t second[N_LAYERS] = {1, 1, 1, 1, 1, 1};
+    expect_error(pkv_update_layers(m.caches, m.new_kvs, second, N_LAYERS, m.groups, N_GROUPS, NULL,
+                                   &err), &err, PKV_E_UNSUPPORTED, PKV_RULE_NONE, -1);
+    expect_layers(&m);
+    layers_free(&m);
+}
+
 static void test_no_layers(void **state)
 {
     (void)state;
@@ -256,6 +275,82 @@ static void test_parts_on_pthreads(void **state)
 {
     (void)state;
     check_all_shapes(run_on_pthreads);
+}
+
+/* Which part wrote each 64-byte line of a cache that was all zero. */
+typedef struct line_owners {
+    const unsigned char *cache;
+    unsigned char       *before; /* the cache before the part that runs */
+    int32_t             *owner;  /* of each line: 1 + part, 0: nobody */
+    int64_t              n_lines;
+    int64_t              n_shared;
+    int32_t              n_parts;
+} line_owners;
+
+static void run_and_watch_lines(void *user, int32_t n_parts, pkv_parallel_body body, void *ctx)
+{
+    line_owners *o = user;
+    o->n_parts = n_parts;
+    for (int32_t p = 0; p < n_parts; p++) {
+        body(ctx, p);
+        for (int64_t line = 0; line < o->n_lines; line++) {
+            if (memcmp(o->before + 64 * line, o->cache + 64 * line, 64) != 0) {
+                o->n_shared += o->owner[line] != 0;
+                o->owner[line] = 1 + p;
+            }
+        }
+        memcpy(o->before, o->cache, (size_t)o->n_lines * 64);
+    }
+}
+
+/* Rows of 480 bytes on pages of 33: parts meet inside a line, which one of them must finish. */
+static void test_parts_share_no_line(void **state)
+{
+    (void)state;
+    enum { PAGES = 60, S = 33, H = 3, D = 80, ROW = 2 * H * D, T = PAGES * S };
+    guarded cache_memory = guarded_new((size_t)T * ROW), rows = guarded_new((size_t)T * ROW);
+    memset(rows.data, 0xff, (size_t)T * ROW);
+    for (int32_t max_threads = 2; max_threads <= 14; max_threads++) {
+        line_owners o = {.cache = cache_memory.data, .n_lines = (int64_t)T * ROW / 64};
+        o.before = calloc((size_t)o.n_lines, 64);
+        o.owner = calloc((size_t)o.n_lines, sizeof *o.owner);
+        assert_true(o.before != NULL && o.owner != NULL);
+        const pkv_update_opts opts = {.struct_size = sizeof opts, .max_threads = max_threads,
+                                      .parallel_for = run_and_watch_lines, .parallel_user = &o};
+        pkv_cache cache;
+        pkv_new_kv new_kv;
+        pkv_error err;
+        slice_list list;
+        slice_list_init(&list, PAGES);
+        for (int32_t p = 0; p < PAGES; p++) {
+            slice_list_add(&list, p * S, p * S, S);
+        }
+        memset(cache_memory.data, 0, (size_t)T * ROW);
+        assert_int_equal(pkv_cache_combined(&cache, sizeof cache, cache_memory.data, PAGES, S, H, D,
+                                            PKV_DTYPE_BITS8), PKV_OK);
+        assert_int_equal(pkv_new_kv_combined(&new_kv, sizeof new_kv, rows.data, T, H, D,
+                                             PKV_DTYPE_BITS8), PKV_OK);
+        note_case("lines of parts", 0, "%d threads", max_threads);
+        expect_ok(pkv_update(&cache, &new_kv, &list.view, &opts, &err), &err);
+        expect_same_bytes("cache", cache_memory.data, rows.data, (size_t)T * ROW);
+        assert_int_equal(o.n_parts, max_threads);
+        assert_int_equal(o.n_shared, 0);
+        slice_list_free(&list);
+        free(o.before);
+        free(o.owner);
+    }
+    guarded_free(&cache_memory);
+    guarded_free(&rows);
+}
+
+/* More threads than any machine has: no more are started than there are processors. */
+static void test_a_great_many_threads(void **state)
+{
+    (void)state;
+    const world_shape shape = {0, SOURCE_APART, PKV_DTYPE_F32, 30, 16, 2, 128, 128, 400};
+    const pkv_update_opts opts = {.struct_size = sizeof opts, .max_threads = INT32_MAX};
+    assert_true(pkv_default_threads() >= 1);
+    check_parts(&shape, &opts, 5);
 }
 
 static void test_parts_on_the_library_s_own_threads(void **state)
@@ -387,9 +482,12 @@ int main(void)
         cmocka_unit_test(test_layers_groups_and_a_shared_one),
         cmocka_unit_test(test_gather_layers),
         cmocka_unit_test(test_a_bad_layer_stops_all),
+        cmocka_unit_test(test_struct_sizes_of_an_array),
         cmocka_unit_test(test_no_layers),
         cmocka_unit_test(test_parts_in_reversed_order),
         cmocka_unit_test(test_parts_on_pthreads),
+        cmocka_unit_test(test_parts_share_no_line),
+        cmocka_unit_test(test_a_great_many_threads),
         cmocka_unit_test(test_parts_on_the_library_s_own_threads),
         cmocka_unit_test(test_many_layers_divided_over_threads),
         cmocka_unit_test(test_disjoint_updates_at_the_same_time),

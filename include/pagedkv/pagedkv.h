@@ -45,12 +45,21 @@
  *     Threads    Every function may run at the same time as any other, on
  *                memory that no two of them write.  The only state of the
  *                library is the chosen kernel table, one atomic pointer.
+ *                Threads of the library's own are OpenMP's: a process that
+ *                forked after a call with several of them must pass
+ *                max_threads = 1 or a parallel_for in the child (libgomp hangs
+ *                there), and OpenMP may end a process that is not allowed to
+ *                start threads.
  *     Sizes      64 bits, products and sums checked for overflow.
+ *     Final      Structs without struct_size (pkv_error, pkv_plane, pkv_scales,
+ *                and the planes of rows) never change.
  *     struct_size  Where a struct starts with it, set it to sizeof the struct
  *                (the builders do).  A shorter struct than the library's is
  *                refused below the size that its first release had; a longer
  *                one (a newer caller) is accepted if the tail that the library
- *                does not know is all zero, else PKV_E_UNSUPPORTED.
+ *                does not know is all zero, else PKV_E_UNSUPPORTED.  In arrays
+ *                of structs it is the distance of the elements: the same in
+ *                all, and a multiple of 8.
  *     Since      0.1.0, unless a text says otherwise.
  */
 #ifndef PAGEDKV_PAGEDKV_H
@@ -577,7 +586,8 @@ typedef struct pkv_batch {
  *     PKV_E_INVALID    a NULL, a size, or two forms of block table at once.
  *     PKV_E_RANGE      err->index names the request: computed or scheduled
  *                      negative, the table too short for it (err->value pages
- *                      given, err->limit pages needed), a page outside 0..P-1
+ *                      given, err->limit pages needed; or indptr does not
+ *                      rise: its two entries), a page outside 0..P-1
  *                      or whose slots exceed int32, T over int32; rule
  *                      CAPACITY: the slices from this request on do not fit
  *                      out->capacity (err->limit).
@@ -586,7 +596,8 @@ typedef struct pkv_batch {
  * A capacity of pkv_plan_bound() always does; so does pkv_padded_num_slices()
  * for steps within its limits.
  *
- * Cost: about 2 ns a page plus the cache misses on the table.  Source of the
+ * Cost: about 4 ns a page, and some 10 ns a request whose entry of the table is
+ * not in the processor's cache.  Source of the
  * rule: vLLM's TPU runner, _get_slot_mapping_metadata; merging is ours.
  */
 PKV_API pkv_status pkv_plan(const pkv_batch *batch, int64_t max_slice_tokens, pkv_slices *out,
@@ -598,8 +609,8 @@ PKV_API pkv_status pkv_plan(const pkv_batch *batch, int64_t max_slice_tokens, pk
  *
  * n_slices_out  Receives the count.  The block tables are not read.
  *
- * Returns as pkv_plan(), less what concerns pages; on failure nothing is
- * written.  Cost: about 1 ns a request.
+ * Returns as pkv_plan(), less what concerns pages and capacity; on failure
+ * nothing is written.  Cost: about 1 ns a request.
  */
 PKV_API pkv_status pkv_plan_bound(const pkv_batch *batch, int64_t *n_slices_out, pkv_error *err);
 
@@ -611,7 +622,7 @@ PKV_API pkv_status pkv_plan_bound(const pkv_batch *batch, int64_t *n_slices_out,
  * max_slice_tokens = S, across pages of any owner with 0 (no limit) or a bound.
  *
  * slots             [n_tokens]; -1: this token is not written (padding).
- * n_tokens          >= 0.  Token t is row t of the new K/V.
+ * n_tokens          0 .. 2^31 - 1.  Token t is row t of the new K/V.
  * page_size         S >= 1.
  * n_slots           P * S: slots must lie below; 0: not checked.
  * max_slice_tokens  As for pkv_plan(), but any bound >= 1 is taken.
@@ -653,14 +664,14 @@ typedef struct pkv_step_limits {
  * token bucket only.  The arrays are the caller's.
  */
 typedef struct pkv_step {
-    size_t     struct_size; /* sizeof(pkv_step) */
+    size_t struct_size; /* sizeof(pkv_step) */
     /* Given by the caller. */
-    pkv_slices slices;             /* slot_mapping [3, N] and num_kv_update_slices [1] */
-    int32_t   *block_tables;       /* [max_num_reqs, block_tables_width] */
-    int64_t    block_tables_width; /* B: pages of the longest request, >= 1 */
-    int32_t   *context_lens;       /* [max_num_reqs] computed + scheduled */
-    int32_t   *query_start_loc;    /* [max_num_reqs + 1] */
-    int32_t   *num_seqs;           /* [1] R */
+    pkv_slices *slices;             /* slot_mapping [3, N] and num_kv_update_slices [1] */
+    int32_t    *block_tables;       /* [max_num_reqs, block_tables_width] */
+    int64_t     block_tables_width; /* B: pages of the longest request, >= 1 */
+    int32_t    *context_lens;       /* [max_num_reqs] computed + scheduled */
+    int32_t    *query_start_loc;    /* [max_num_reqs + 1] */
+    int32_t    *num_seqs;           /* [1] R */
     /* Filled by pkv_step_plan(). */
     int64_t n_tokens;             /* T */
     int64_t token_bucket;         /* T padded */
@@ -669,20 +680,27 @@ typedef struct pkv_step {
     int32_t reserved;
 } pkv_step;
 
+/* The smallest token bucket of a step: upstream's. */
+#define PKV_MIN_TOKEN_BUCKET 16
+
 /*
  * pkv_step_plan() - pkv_plan() and the rest of a step's metadata.
  *
  * Writes the slices with zero columns from n to padded_num_slices; the block
  * tables, zero behind each request's last page and in rows from R on;
  * context_lens, zero from R on; query_start_loc, the running sum of scheduled,
- * and 1 behind index R, as upstream does; num_seqs.  Each row of slices needs
- * a capacity of padded_num_slices at least.
+ * and 1 behind index R, as upstream does; num_seqs.
+ *
+ * The token bucket is pkv_token_bucket(T, PKV_MIN_TOKEN_BUCKET,
+ * max_num_batched_tokens, bucket_gap_tokens), and slices needs a capacity of
+ * pkv_padded_num_slices(max_num_reqs, that bucket, S): the bucket of
+ * max_num_batched_tokens serves every step.
  *
  * Returns as pkv_plan(); also PKV_E_RANGE with rule LIMIT for more requests or
  * tokens than the limits say, rule TABLE for a request with more pages than
- * block_tables_width, and rule CAPACITY for slices.capacity <
+ * block_tables_width, and rule CAPACITY for slices->capacity <
  * padded_num_slices (err->limit).
- * After a failure *num_seqs and *slices.num_slices are unchanged; the other
+ * After a failure *num_seqs and *slices->num_slices are unchanged; the other
  * arrays are unspecified.
  * Cost: pkv_plan() and one pass over the padded arrays.
  */
@@ -807,11 +825,12 @@ enum {
 typedef struct pkv_update_opts {
     size_t           struct_size;   /* sizeof(pkv_update_opts) */
     uint32_t         flags;         /* PKV_UPDATE_* */
-    int32_t          max_threads;   /* most parts; 0: pkv_default_threads(), or with
+    int32_t          max_threads;   /* most parts, without parallel_for never more than
+                                       pkv_default_threads(); 0: that many, or with
                                        parallel_for as many as pay, 64 at most */
     pkv_parallel_for parallel_for;  /* NULL: OpenMP where the library has it, else one thread */
     void            *parallel_user; /* handed to parallel_for */
-    int32_t         *status_word;   /* devices: where device-side faults are counted; host: unused */
+    int32_t         *status_word;   /* devices: counts device-side faults; host: unused */
 } pkv_update_opts;
 
 /*
@@ -829,8 +848,9 @@ typedef struct pkv_update_opts {
  *
  * cache    Destination, host memory.  With PKV_CACHE_SHARED: checked, and
  *          nothing is written.
- * new_kv   Source, host memory, only read.  Must not overlap the cache.  The
- *          same H, Dk, Dv and dtype; V absent in both or in none.
+ * new_kv   Source, host memory, only read.  Must not overlap the cache: the
+ *          ranges of memory that their planes span must not meet.  The same H,
+ *          Dk, Dv and dtype; V absent in both or in none.
  * slices   Host memory, only read.
  * opts     May be NULL.
  *
@@ -913,8 +933,8 @@ PKV_API pkv_status pkv_gather_layers(const pkv_cache *caches, const pkv_rows *ro
 
 /*
  * pkv_isa_name() - name of the i-th instruction set that was built in, plainest
- * first: "c", then "avx2", "avx512" on x86-64.  NULL from the end on and for a
- * negative i.  Static text.
+ * first: "c", then "avx2", "avx512" on x86-64, "neon" on AArch64.  NULL from the
+ * end on and for a negative i.  Static text.
  */
 PKV_API const char *pkv_isa_name(int32_t i);
 
@@ -940,8 +960,9 @@ PKV_API const char *pkv_isa_current(void);
 PKV_API pkv_status pkv_isa_select(const char *name);
 
 /*
- * pkv_default_threads() - how many threads a call uses at most when opts name
- * none: OpenMP's count, or 1 where the library was built without OpenMP.
+ * pkv_default_threads() - how many threads of its own a call uses at most:
+ * OpenMP's count, no more than there are processors, or 1 where the library was
+ * built without OpenMP.
  */
 PKV_API int32_t pkv_default_threads(void);
 
@@ -967,8 +988,9 @@ typedef struct pkv_memory {
  *
  * out         Filled; the caller sets out->struct_size before.
  * size_bytes  >= 1.
- * flags       0 or PKV_MEMORY_HUGE_PAGES.  The flag in out->flags says that
- *             the system took the wish, not that it will be granted: that is
+ * flags       0 (the system's own choice) or PKV_MEMORY_HUGE_PAGES.  The flag in
+ *             out->flags says that the system took the wish, not that it will
+ *             be granted: that is
  *             decided page by page at first touch.
  *
  * The memory is reserved, not touched; the system may find at first touch that

@@ -5,6 +5,7 @@
 #include <string.h>
 
 #define PKV_I_TARGET __attribute__((target("avx2")))
+#define PKV_I_PREFETCH(address) _mm_prefetch(address, _MM_HINT_NTA)
 
 #include "kernels.h"
 

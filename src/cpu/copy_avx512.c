@@ -4,6 +4,7 @@
 #include <immintrin.h>
 
 #define PKV_I_TARGET __attribute__((target("avx512f,avx512bw,avx512vl")))
+#define PKV_I_PREFETCH(address) _mm_prefetch(address, _MM_HINT_NTA)
 
 #include "kernels.h"
 

@@ -3,16 +3,12 @@
 
 #include <string.h>
 
+#define PKV_I_TARGET
+#define PKV_I_PREFETCH(address) __builtin_prefetch(address, 1, 0)
+
 #include "kernels.h"
 
-/* As in copy_stream.h: the page walks of a group of rows run side by side. */
-enum { PIECE_BYTES = 4096, GROUP = 8, LINE_BYTES = 64 };
-
-typedef struct piece {
-    char       *dst;
-    const char *src;
-    size_t      bytes;
-} piece;
+enum { LINE_BYTES = 64 };
 
 /*
  * One line.  In assembly, since compilers have no portable word for stnp, and
@@ -46,38 +42,7 @@ static void stream_row(char *dst, const char *src, size_t bytes)
     memcpy(dst, src, bytes);
 }
 
-static void stream_group(const piece *group, int n)
-{
-    for (int i = 0; i < n; i++) {
-        __builtin_prefetch(group[i].dst, 1, 0);
-    }
-    for (int i = 0; i < n; i++) {
-        stream_row(group[i].dst, group[i].src, group[i].bytes);
-    }
-}
-
-static void stream_runs(const pkv_i_run *runs, size_t n_runs)
-{
-    piece group[GROUP];
-    int   n = 0;
-    for (size_t i = 0; i < n_runs; i++) {
-        for (size_t r = 0; r < runs[i].n_rows; r++) {
-            char       *dst = runs[i].dst + (ptrdiff_t)r * runs[i].dst_stride_bytes;
-            const char *src = runs[i].src + (ptrdiff_t)r * runs[i].src_stride_bytes;
-            for (size_t at = 0; at < runs[i].row_bytes;) {
-                size_t left = runs[i].row_bytes - at;
-                size_t room = PIECE_BYTES - (uintptr_t)(dst + at) % LINE_BYTES;
-                group[n++] = (piece){dst + at, src + at, left < room ? left : room};
-                at += left < room ? left : room;
-                if (n == GROUP) {
-                    stream_group(group, n);
-                    n = 0;
-                }
-            }
-        }
-    }
-    stream_group(group, n);
-}
+#include "copy_stream.h"
 
 void pkv_i_copy_runs_neon(const pkv_i_run *runs, size_t n_runs, bool stream)
 {

@@ -1,7 +1,7 @@
 /*
  * The loop that the streaming kernels share.  A file defines PKV_I_TARGET (the
- * function attribute of its instruction set) and stream_row(), and includes
- * this once.
+ * function attribute of its instruction set), PKV_I_PREFETCH(address) (for a
+ * store that will not be read) and stream_row(), and includes this once.
  *
  * Scattered rows are bound by page walks: a streaming store that misses the TLB
  * holds up the stores behind it, but a prefetch does not.  So one line of each
@@ -10,9 +10,6 @@
  * walk of a page further on under way.  Figures: docs/benchmarking.md.
  */
 #include "kernels.h"
-
-#include <immintrin.h>
-#include <string.h>
 
 enum {
     PAGE_BYTES = 4096,
@@ -37,7 +34,7 @@ static inline size_t piece_bytes(const char *dst, size_t left)
 PKV_I_TARGET static void stream_group(const piece *group, int n)
 {
     for (int i = 0; i < n; i++) {
-        _mm_prefetch(group[i].dst, _MM_HINT_NTA);
+        PKV_I_PREFETCH(group[i].dst);
     }
     for (int i = 0; i < n; i++) {
         stream_row(group[i].dst, group[i].src, group[i].bytes);
@@ -49,7 +46,7 @@ PKV_I_TARGET static void stream_long(char *dst, const char *src, size_t bytes)
     while (bytes > 0) {
         size_t now = piece_bytes(dst, bytes);
         if (bytes > AHEAD_BYTES) {
-            _mm_prefetch(dst + AHEAD_BYTES, _MM_HINT_NTA);
+            PKV_I_PREFETCH(dst + AHEAD_BYTES);
         }
         stream_row(dst, src, now);
         dst += now;

@@ -1,4 +1,4 @@
-"""Arrows between the parts point one way: who may include what, by folder."""
+"""Who may include what, by folder: arrows point one way.  And no line is too long."""
 
 import re
 import sys
@@ -24,10 +24,13 @@ RULES = [
     ("cli/*", ["own", PUBLIC, "<jansson.h>", "<omp.h>"]),
     ("examples/*", [PUBLIC]),
     ("tests/test_kernels.c", ["own", PUBLIC, '"../src/cpu/kernels.h"', "<cmocka.h>"]),
+    ("tests/test_geometry.c", ["own", PUBLIC, '"../src/geometry.h"', "<cmocka.h>"]),
     ("tests/test_trace.c", ["own", PUBLIC, '"../cli/*"', "<cmocka.h>"]),
     ("tests/abi/*", ["own", PUBLIC]),
     ("tests/abi/consumer/*", [PUBLIC]),
+    ("tests/plain/*", []),
     ("tests/*", ["own", PUBLIC, "<cmocka.h>"]),
+    ("fuzz/*", ["own", PUBLIC, '"../cli/*"', '"../tests/*"', "<cmocka.h>"]),
 ]
 SOURCES = ("*.c", "*.h", "*.def")
 OURS = ("<pagedkv/", "<jansson.h>", "<cmocka.h>", "<omp.h>")
@@ -55,11 +58,19 @@ def check(path):
     return len(bad)
 
 
+def check_lines(path):
+    wrong = [i for i, line in enumerate(path.read_text().splitlines(), 1)
+             if len(line) > 100 or "\t" in line]
+    for i in wrong:
+        print(f"{path.relative_to(ROOT)}:{i}: a tab, or over 100 columns")
+    return len(wrong)
+
+
 def main():
-    folders = ("include", "src", "cli", "examples", "tests")
+    folders = ("include", "src", "cli", "examples", "tests", "fuzz")
     files = sorted(p for f in folders for s in SOURCES for p in (ROOT / f).rglob(s))
-    n_bad = sum(map(check, files))
-    print(f"{len(files)} files, {n_bad} wrong includes")
+    n_bad = sum(map(check, files)) + sum(map(check_lines, files))
+    print(f"{len(files)} files, {n_bad} wrong includes or lines")
     return 1 if n_bad or not files else 0
 
 

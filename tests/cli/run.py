@@ -98,10 +98,22 @@ class Program(Case):
         missing = self.folder / "missing" / "out.json"
         self.check_fails(2, "missing/out.json: No such file", *plan, "--json", missing)
         self.check_fails(2, "Is a directory", *plan, "--json", self.folder)
+        for command in ("replay", "bench", "info"):
+            self.check_fails(2, "missing/out.json: No such file", command, "--json", missing)
+            self.check_fails(2, "Is a directory", command, "--json", self.folder)
+            self.check_fails(2, "No such file", command, "--json", "")
+        self.check_fails(2, "missing/out.json: No such file", "replay", "--series", missing)
         if Path("/dev/full").exists():
             self.check_fails(2, "No space left", *plan, "--json", "-", shell_tail=">/dev/full")
             self.check_fails(2, "/dev/full: No space left", *plan, "--json", "/dev/full")
         self.assertEqual(list(self.folder.iterdir()), [])
+
+    def test_more_threads_than_processors(self):
+        for command in ("replay", "bench"):
+            self.check_fails(2, r"--threads \d+: this machine has \d+ processors online", command,
+                             "--threads", os.cpu_count() + 1)
+            for value in ("0", "-1", "x", ""):
+                self.check_fails(2, "--threads", command, f"--threads={value}")
 
     def test_closed_output_is_not_mixed_up_with_a_file(self):
         path = self.folder / "out.json"
@@ -300,6 +312,64 @@ class Replay(Case):
         trace = self.write(AZURE_HEADER + "2023-11-16 18:00:00,9,3\nnever read\n")
         self.check_replay(self.replay(trace, 16, "--max-requests", 1), [(9, 3)])
 
+    def test_series(self):
+        # One token a step: 3000 steps are more than the series has points.
+        trace = self.write(AZURE_HEADER + "2023-11-16 18:00:00,1,1500\n" * 2)
+        path = self.folder / "series.json"
+        report = self.replay(trace, 16, "--max-num-batched-tokens", 1, "--series", path)
+        self.assertEqual(report["series"], str(path))
+        series = json.loads(path.read_text())
+        columns = series["columns"]
+        lengths = {len(values) for values in columns.values()}
+        self.assertEqual(len(lengths), 1)
+        self.assertIn(lengths.pop(), range(1024, 2049))
+        self.assertEqual(set(columns["steps"][:-1]), {series["steps_per_point"]})
+        self.assertEqual(sum(columns["tokens"]), report["tokens_written"])
+        for name in ("steps", "slices_static", "slices_exact", "slices_merged",
+                     "update_ns_static", "update_ns_exact", "update_ns_merged"):
+            self.assertEqual(sum(columns[name]), report[name], name)
+        self.assertEqual(sum(columns["decode_only_steps"]), report["decode_only"]["steps"])
+        self.assertEqual(sum(columns["running"]), report["steps"])
+
+    def test_series_path(self):
+        trace = DATA / "azure_small.csv"
+        path = self.folder / "out.json"
+        self.check_fails(2, "--series -", "replay", trace, "--series", "-")
+        self.check_fails(2, "--series and --json name the same file", "replay", trace,
+                         "--series", path, "--json", path)
+        self.assertEqual(list(self.folder.iterdir()), [])
+
+    def test_outputs_are_tried_before_the_work(self):
+        """A trace that is not there is only found once the outputs are known to work."""
+        missing = self.folder / "missing.csv"
+        self.check_fails(2, "out.json: No such file", "replay", missing, "--json",
+                         self.folder / "missing" / "out.json")
+        old, link = self.folder / "old.json", self.folder / "link.json"
+        old.write_text("old")
+        link.symlink_to(old)
+        fifo = self.folder / "fifo"
+        os.mkfifo(fifo)
+        for path in (old, link, fifo, self.folder / "new.json", "/dev/null"):
+            self.check_fails(2, "missing.csv: No such file", "replay", missing, "--json", path)
+        self.assertEqual(old.read_text(), "old")
+        self.assertEqual(sorted(self.folder.iterdir()), [fifo, link, old])
+
+    def test_nothing_but_the_table_in_a_pipe(self):
+        options = [option for option in self.SMALL if option != "--quiet"]
+        got = run(*options, DATA / "azure_small.csv", "--num-pages", 64)
+        self.assertEqual((got.returncode, got.stderr), (0, ""))
+        self.assertNotIn("\r", got.stdout)
+        self.assertNotIn("\033", got.stdout)
+
+    def test_histogram_marks_empty_bins(self):
+        """Pages of one token: a step of 300 slices (512 columns), then two of 1, in bins of 64."""
+        trace = self.write(AZURE_HEADER + "2023-11-16 18:00:00,300,3\n")
+        options = [option for option in self.SMALL if option != "--quiet"]
+        got = run(*options, trace, "--num-pages", 512, "--page-size", 1,
+                  "--max-num-batched-tokens", 512)
+        lines = got.stdout.split("slices of a step")[1].splitlines()[1:-1]
+        self.assertEqual([line.split()[0] for line in lines], ["0", "...", "256", "...", "512"])
+
     def test_empty_traces(self):
         for text in ("", "\n", AZURE_HEADER):
             with self.subTest(text=text):
@@ -348,8 +418,28 @@ class Replay(Case):
 
     def test_exhausted(self):
         trace = DATA / "azure_small.csv"
-        self.check_fails(3, r"\d", "replay", trace, "--num-pages", 1)
+        self.check_fails(3, re.escape(f"{trace}:2: request needs 2 pages of 16 tokens, the pool "
+                                      "has 1"), "replay", trace, "--num-pages", 1)
+        self.check_fails(3, re.escape(f"{trace}:8: request needs 17 pages"), "replay", trace,
+                         "--num-pages", 16)
+        self.check_fails(3, r": request 0 needs \d+ pages", "replay", "--num-pages", 1)
         self.check_fails(3, r"\d.*(bytes|[GT]iB)", "replay", trace, "--num-pages", 100000000)
+
+    def test_everything_that_grows_is_in_the_memory_check(self):
+        """Rows of two bytes: K and V are the least of it."""
+        tiny = ("--num-kv-heads", 1, "--head-dim", 1, "--dtype", "int8")
+        memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGESIZE")
+        # A page of one token: 2 bytes of K and V, a stamp, 4 bytes on the stack of free pages.
+        pages = min(memory // 2 // 6, 2**31 - 1)
+        if pages * 7 > memory // 2:
+            self.check_fails(3, "of tables are more than half of the memory", "replay", *tiny,
+                             DATA / "azure_small.csv", "--page-size", 1, "--num-pages", pages)
+        # A block table of 2^20 rows that are as long as the longest request.
+        entries = memory // 2 // 4 // 2**20 + 1
+        trace = self.write(AZURE_HEADER + f"2023-11-16 18:00:00,1,{entries}\n")
+        self.check_fails(3, "of tables are more than half of the memory", "replay", *tiny, trace,
+                         "--page-size", 1, "--num-pages", 2 * entries, "--max-num-reqs", 2**20,
+                         "--max-num-batched-tokens", 1)
 
     def test_no_device(self):
         self.check_fails(4, "cuda", "replay", DATA / "azure_small.csv", "--backend", "cuda")
@@ -379,6 +469,15 @@ class Bench(Case):
         for row in rows:
             self.assertEqual([field for field in self.FIELDS if field not in row], [])
             self.assertEqual(row["case"], "plan")
+
+    def test_update(self):
+        rows = self.check_json("bench", "update", "--quick", "--rounds", 1)
+        self.assertEqual({row["impl"] for row in rows}, {"pagedkv", "memcpy"})
+        for row in rows:
+            self.assertEqual([field for field in self.FIELDS if field not in row], [])
+            self.assertEqual(row["case"], "update")
+            self.assertIsInstance(row["huge_pages"], bool)
+            self.assertGreater(row["ns_median"], 0)
 
     def test_unknown_case(self):
         self.check_fails(2, "nonsense", "bench", "nonsense")

@@ -1,0 +1,189 @@
+/*
+ * Linked into pagedkv_faulty with --wrap: a library that makes one mistake, to
+ * show that the replay finds it.  The environment says which: FAULT is its
+ * name, FAULT_AT the number of the update call that makes it (all of them
+ * without), FAULT_SLOT the slot of FAULT=stray.
+ */
+#include <pagedkv/pagedkv.h>
+
+#include <stdbool.h>
+#include <stdlib.h>
+#include <string.h>
+
+pkv_status __real_pkv_update_layers(const pkv_cache *caches, const pkv_new_kv *new_kvs,
+                                    const int32_t *group_ids, int64_t n_layers,
+                                    const pkv_slices *groups, int64_t n_groups,
+                                    const pkv_update_opts *opts, pkv_error *err);
+pkv_status __wrap_pkv_update_layers(const pkv_cache *caches, const pkv_new_kv *new_kvs,
+                                    const int32_t *group_ids, int64_t n_layers,
+                                    const pkv_slices *groups, int64_t n_groups,
+                                    const pkv_update_opts *opts, pkv_error *err);
+pkv_status __real_pkv_plan(const pkv_batch *batch, int64_t max_slice_tokens, pkv_slices *out,
+                           int64_t *n_tokens_out, pkv_error *err);
+pkv_status __wrap_pkv_plan(const pkv_batch *batch, int64_t max_slice_tokens, pkv_slices *out,
+                           int64_t *n_tokens_out, pkv_error *err);
+
+/* Number of the update call that comes next. */
+static int64_t next_call;
+
+/* As cli/replay_run.c writes a step: three calls whose order rotates. */
+static const char *way_of(int64_t call)
+{
+    static const char *const ways[] = {"static", "exact", "merged"};
+    return ways[(call / 3 + call % 3) % 3];
+}
+
+/* Is FAULT this name?  With a way: this name, a dash, and the way. */
+static bool is_fault(const char *name, const char *way)
+{
+    const char  *fault = getenv("FAULT");
+    const size_t length = strlen(name);
+    if (fault == NULL || strncmp(fault, name, length) != 0) {
+        return false;
+    }
+    return way == NULL ? fault[length] == '\0'
+                       : fault[length] == '-' && strcmp(fault + length + 1, way) == 0;
+}
+
+static int64_t number_from(const char *variable, int64_t otherwise)
+{
+    const char *text = getenv(variable);
+    return text != NULL ? strtoll(text, NULL, 10) : otherwise;
+}
+
+/* Where a slot of the replay's combined layout lies. */
+static unsigned char *slot_row(const pkv_cache *cache, int64_t slot)
+{
+    return (unsigned char *)cache->k.data + slot * cache->k.token_stride_bytes;
+}
+
+/* The last slice that is not empty; 0 where all are. */
+static int32_t last_slice(const pkv_slices *slices)
+{
+    int32_t i = *slices->num_slices - 1;
+    while (i > 0 && slices->slice_len[i] == 0) {
+        i--;
+    }
+    return i;
+}
+
+/* Spoils what the call is told: slices and views are copies. */
+static void spoil_call(pkv_slices *slices, const pkv_cache *cache, pkv_new_kv *source,
+                       const char *way)
+{
+    const int32_t last = last_slice(slices);
+    int32_t      *start = &slices->kv_cache_start[last];
+    if (is_fault("drop", way)) {
+        slices->slice_len[last] = 0;
+    } else if (is_fault("cut", way)) {
+        slices->slice_len[last]--;
+    } else if (is_fault("swap", NULL)) {
+        const void *k = source->k.data;
+        source->k.data = source->v.data;
+        source->v.data = k;
+    } else if (is_fault("wrong-page", NULL)) {
+        bool at_end = *start / cache->page_size == cache->n_pages - 1;
+        *start += (int32_t)(at_end ? -cache->page_size : cache->page_size);
+    } else if (is_fault("wrong-row", NULL)) {
+        slices->new_kv_start[last] += slices->new_kv_start[last] > 0 ? -1 : 1;
+    }
+}
+
+/* Spoils the cache behind the call. */
+static void spoil_cache(const pkv_cache *cache, const pkv_slices *slices)
+{
+    if (is_fault("flip", NULL)) {
+        *slot_row(cache, slices->kv_cache_start[0]) ^= 0x10;
+    } else if (is_fault("stray", NULL)) {
+        *slot_row(cache, number_from("FAULT_SLOT", 0)) ^= 0x10;
+    }
+}
+
+/* The last byte of every row that the slices name, taken out or put back. */
+static void move_last_bytes(const pkv_cache *cache, const pkv_slices *slices, unsigned char *bytes,
+                            bool put_back)
+{
+    for (int32_t i = 0; i < *slices->num_slices; i++) {
+        for (int32_t j = 0; j < slices->slice_len[i]; j++, bytes++) {
+            unsigned char *last = slot_row(cache, (int64_t)slices->kv_cache_start[i] + j + 1) - 1;
+            if (put_back) {
+                *last = *bytes;
+            } else {
+                *bytes = *last;
+            }
+        }
+    }
+}
+
+/* The call with the fault in it; where it concerns one layer, the first or the last. */
+static pkv_status faulty_call(const pkv_cache *caches, const pkv_new_kv *new_kvs, int64_t n_layers,
+                              const pkv_slices *slices, const pkv_update_opts *opts,
+                              pkv_error *err, const char *way)
+{
+    const int32_t n = *slices->num_slices;
+    int32_t       count = n;
+    int32_t      *columns = calloc((size_t)n + 1, 3 * sizeof *columns);
+    pkv_new_kv   *sources = calloc((size_t)n_layers, sizeof *sources);
+    unsigned char *bytes = malloc((size_t)new_kvs->n_tokens + 1);
+    pkv_slices     copy;
+    if (columns == NULL || sources == NULL || bytes == NULL ||
+        pkv_slices_from_array(&copy, sizeof copy, columns, n, &count) != PKV_OK) {
+        abort();
+    }
+    memcpy(copy.kv_cache_start, slices->kv_cache_start, (size_t)n * sizeof *columns);
+    memcpy(copy.new_kv_start, slices->new_kv_start, (size_t)n * sizeof *columns);
+    memcpy(copy.slice_len, slices->slice_len, (size_t)n * sizeof *columns);
+    memcpy(sources, new_kvs, (size_t)n_layers * sizeof *sources);
+    spoil_call(&copy, caches, sources, way);
+    if (is_fault("wrong-layer", NULL)) {
+        sources[0] = sources[n_layers - 1];
+    }
+    move_last_bytes(caches, slices, bytes, false);
+    pkv_status status =
+        __real_pkv_update_layers(caches, sources, NULL, n_layers - is_fault("fewer-layers", NULL),
+                                 &copy, 1, opts, err);
+    if (is_fault("short", way)) {
+        move_last_bytes(caches, slices, bytes, true);
+    }
+    spoil_cache(caches, slices);
+    free(columns);
+    free(sources);
+    free(bytes);
+    return status;
+}
+
+pkv_status __wrap_pkv_update_layers(const pkv_cache *caches, const pkv_new_kv *new_kvs,
+                                    const int32_t *group_ids, int64_t n_layers,
+                                    const pkv_slices *groups, int64_t n_groups,
+                                    const pkv_update_opts *opts, pkv_error *err)
+{
+    const int64_t call = next_call++;
+    if (getenv("FAULT") == NULL || number_from("FAULT_AT", call) != call) {
+        return __real_pkv_update_layers(caches, new_kvs, group_ids, n_layers, groups, n_groups,
+                                        opts, err);
+    }
+    return faulty_call(caches, new_kvs, n_layers, groups, opts, err, way_of(call));
+}
+
+/* A plan without its last slice, or with it in two; FAULT_AT is the step's first update. */
+pkv_status __wrap_pkv_plan(const pkv_batch *batch, int64_t max_slice_tokens, pkv_slices *out,
+                           int64_t *n_tokens_out, pkv_error *err)
+{
+    const char *way = max_slice_tokens == 0 ? "merged" : "exact";
+    pkv_status  status = __real_pkv_plan(batch, max_slice_tokens, out, n_tokens_out, err);
+    if (status != PKV_OK || number_from("FAULT_AT", next_call) != next_call) {
+        return status;
+    }
+    const int32_t last = *out->num_slices - 1;
+    if (is_fault("plan-drop", way)) {
+        *out->num_slices = last;
+    } else if (is_fault("plan-split", way) && out->slice_len[last] > 1 &&
+               last + 1 < out->capacity) {
+        out->kv_cache_start[last + 1] = out->kv_cache_start[last] + 1;
+        out->new_kv_start[last + 1] = out->new_kv_start[last] + 1;
+        out->slice_len[last + 1] = out->slice_len[last] - 1;
+        out->slice_len[last] = 1;
+        *out->num_slices = last + 2;
+    }
+    return status;
+}
