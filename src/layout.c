@@ -160,15 +160,15 @@ static int64_t inner_span(const axes *a, int first, int64_t head_bytes)
  */
 static bool v_fits_behind_k(const axes *a, int64_t delta, int64_t k_bytes, int64_t v_bytes)
 {
-    int64_t reach = delta + v_bytes;
-    if (delta < k_bytes) {
+    int64_t reach = 0;
+    if (delta < k_bytes || PKV_I_ADD(delta, v_bytes, &reach)) {
         return false;
     }
     for (int i = 0; i < a->n; i++) {
-        if (a->at[i].stride_bytes < reach) {
+        const int64_t steps = (a->at[i].n - 1) * a->at[i].stride_bytes;
+        if (a->at[i].stride_bytes < reach || PKV_I_ADD(reach, steps, &reach)) {
             return false;
         }
-        reach += (a->at[i].n - 1) * a->at[i].stride_bytes;
     }
     return true;
 }
@@ -245,7 +245,7 @@ static const char *check_v(pkv_i_view *view, bool distinct, const axes *k_axes)
     if (v->data == NULL && !being_sized(view) && view->page_size > 0) {
         return "V has a head_dim and no data";
     }
-    bool apart = !distinct || (being_sized(view) && v->data == NULL);
+    bool apart = !distinct || view->page_size == 0 || (being_sized(view) && v->data == NULL);
     return apart ? NULL : check_disjoint(view, k_axes, like_k ? k_axes : &own);
 }
 

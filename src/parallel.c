@@ -8,12 +8,10 @@
 /* A part smaller than this costs more to hand over than to copy. */
 enum { PART_BYTES = 64 * 1024, MAX_PARTS_OF_CALLER = 64 };
 
-/* OpenMP's count, but no more than there are processors: it cannot refuse, only end the process. */
 int32_t pkv_default_threads(void)
 {
 #ifdef _OPENMP
-    const int wanted = omp_get_max_threads(), processors = omp_get_num_procs();
-    return wanted < processors ? wanted : processors;
+    return omp_get_max_threads();
 #else
     return 1;
 #endif
@@ -33,12 +31,13 @@ int32_t pkv_i_parts(const pkv_update_opts *opts, int64_t payload_bytes)
 {
     const int64_t worth = payload_bytes / PART_BYTES;
     if (worth <= 1 || opts->max_threads == 1) {
-        return 1; /* without asking OpenMP, which asks the system */
+        return 1;
     }
     int32_t most = opts->max_threads;
     if (opts->parallel_for != NULL) {
         most = most == 0 ? MAX_PARTS_OF_CALLER : most;
     } else {
+        /* Never more than OpenMP was told of: it cannot refuse, only end the process. */
         const int32_t own = own_threads();
         most = most == 0 || most > own ? own : most;
     }

@@ -91,7 +91,8 @@ static inline pkv_status read_table(const pkv_batch *b, int64_t r, request *out,
         return PKV_OK;
     }
     const int64_t from = b->indptr[r], to = b->indptr[r + 1];
-    if (from < 0 || to < from || (r == 0 && from != 0)) {
+    /* Not over the end either: entries behind it are not the caller's. */
+    if (from < 0 || to < from || to > b->indptr[b->n_requests] || (r == 0 && from != 0)) {
         return pkv_i_fail_at(err, PKV_E_RANGE, PKV_RULE_TABLE, r, to, from,
                              "indptr does not rise from 0");
     }

@@ -4,6 +4,9 @@
 set -eu
 cc=aarch64-linux-gnu-gcc
 emulator=qemu-aarch64-static
+for tool in $cc $emulator; do
+    command -v $tool >/dev/null || { echo "$tool is missing: scripts/install-deps test"; exit 1; }
+done
 here=$(dirname "$(realpath "$0")")
 cd "$here/.."
 out=$(mktemp -d)
@@ -12,10 +15,16 @@ trap 'rm -rf "$out"' EXIT
 "$here/abi/one_line_build.sh" $cc "$emulator -L /usr/aarch64-linux-gnu"
 
 flags="-std=gnu11 -O2 -Wall -Wextra -Wpedantic -Wconversion -Werror -Iinclude -Itests/plain"
-for name in kernels update update_layouts; do
+build() { # PROGRAM SOURCE...
+    program=$out/$1
+    shift
     # shellcheck disable=SC2086
-    $cc $flags -static src/*.c src/cpu/*.c tests/support.c tests/model.c tests/world.c \
-        "tests/test_$name.c" -o "$out/test_$name"
-    $emulator "$out/test_$name"
+    $cc $flags -static src/*.c src/cpu/*.c tests/support.c tests/model.c "$@" -o "$program"
+}
+for name in kernels update update_layouts; do
+    build $name tests/world.c tests/test_$name.c
+    $emulator "$out/$name"
 done
-grep -q pkv_i_copy_runs_neon "$out/test_kernels" || { echo "no NEON kernel was built"; exit 1; }
+build fuzz_update fuzz/fuzz_update.c fuzz/input.c fuzz/replay_main.c
+$emulator "$out/fuzz_update" fuzz/corpus/update 2>"$out/log" || { cat "$out/log"; exit 1; }
+grep -q pkv_i_copy_runs_neon "$out/kernels" || { echo "no NEON kernel was built"; exit 1; }

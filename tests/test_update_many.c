@@ -343,7 +343,7 @@ static void test_parts_share_no_line(void **state)
     guarded_free(&rows);
 }
 
-/* More threads than any machine has: no more are started than there are processors. */
+/* More threads than any machine has: no more are started than OpenMP's own count. */
 static void test_a_great_many_threads(void **state)
 {
     (void)state;

@@ -961,8 +961,8 @@ PKV_API pkv_status pkv_isa_select(const char *name);
 
 /*
  * pkv_default_threads() - how many threads of its own a call uses at most:
- * OpenMP's count, no more than there are processors, or 1 where the library was
- * built without OpenMP.
+ * OpenMP's own count (OMP_NUM_THREADS, else the processors), or 1 where the
+ * library was built without OpenMP.
  */
 PKV_API int32_t pkv_default_threads(void);
 
