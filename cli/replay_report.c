@@ -35,21 +35,18 @@ static double ratio(double a, double b)
 
 static void print_head(FILE *out, const replay_options *o, const trace *t, const replay_result *r)
 {
-    fprintf(out, "pagedkv %s   %s%s%s, %" PRId64 " requests\n", pkv_version_string(),
-            o->trace_path != NULL ? o->trace_path : "synthetic chat trace",
-            o->trace_path != NULL ? ", " : "", o->trace_path != NULL ? t->format : "",
-            r->requests);
-    fprintf(out,
-            "cache     %" PRId64 " pages of %" PRId64 " tokens, %" PRId64 " layer%s, %" PRId64
-            " KV heads x %" PRId64 " %s, %.2f GiB%s\n",
-            r->num_pages, o->page_size, o->num_layers, o->num_layers == 1 ? "" : "s",
-            o->num_kv_heads, o->head_dim, pkv_dtype_name(o->dtype),
-            bytes_written(o, r, r->num_pages * o->page_size) / (1 << 30),
-            r->huge_pages ? ", huge pages" : "");
-    fprintf(out, "run       %" PRId64 " thread%s, %s, at most %" PRId64 " requests and %" PRId64
-                 " tokens a step\n\n",
-            o->threads, o->threads == 1 ? "" : "s", pkv_isa_current(), o->max_num_reqs,
-            o->max_num_batched_tokens);
+    fprintf(out, "trace     %s\n", o->trace_path != NULL ? o->trace_path : "synthetic chat");
+    fprintf(out, "          %s, %" PRId64 " requests\n", t->format, r->requests);
+    fprintf(out, "cache     %" PRId64 " pages of %" PRId64 " tokens, %.2f GiB%s\n", r->num_pages,
+            o->page_size, bytes_written(o, r, r->num_pages * o->page_size) / (1 << 30),
+            r->huge_pages ? " on huge pages" : "");
+    fprintf(out, "          %" PRId64 " layer%s of %" PRId64 " KV heads x %" PRId64 " %s\n",
+            o->num_layers, o->num_layers == 1 ? "" : "s", o->num_kv_heads, o->head_dim,
+            pkv_dtype_name(o->dtype));
+    fprintf(out, "step      at most %" PRId64 " requests and %" PRId64 " tokens\n",
+            o->max_num_reqs, o->max_num_batched_tokens);
+    fprintf(out, "run       pagedkv %s, %" PRId64 " thread%s, %s\n\n", pkv_version_string(),
+            o->threads, o->threads == 1 ? "" : "s", pkv_isa_current());
 }
 
 static void print_checks(FILE *out, const replay_options *o, const replay_result *r)
@@ -103,9 +100,9 @@ static void print_ways(FILE *out, const replay_options *o, const replay_result *
             "\nplanning  exact %.1f ns, merged %.1f ns a slice; exact is %.2f%% of its updates\n",
             ratio((double)r->plan_ns, slices), ratio((double)r->plan_ns_merged, slices),
             100 * ratio((double)r->plan_ns, (double)total.update_ns[WAY_EXACT]));
-    fprintf(out, "limit     %.1f GB/s: the best plain contiguous copy here, read plus written;\n"
-                 "          the new K/V of a step are fresh in the processor's cache, so a step "
-                 "can beat it\n\n",
+    fprintf(out, "limit     %.1f GB/s: the best plain contiguous copy, read plus written; the new\n"
+                 "          K/V of a step are fresh in the processor's cache, so it can be beaten\n"
+                 "\n",
             r->copy_limit_bytes_per_s / 1e9);
 }
 
