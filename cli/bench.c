@@ -210,19 +210,15 @@ static int parse_cases(int argc, char **argv, bench_options *o)
 /* An exit status; *done where there is nothing left to do. */
 static int parse_options(int argc, char **argv, bench_options *o, bool *done)
 {
-    int option;
+    int option, status = CLI_OK;
 
-    while ((option = getopt_long(argc, argv, ":h", long_options, NULL)) != -1) {
-        if (option == 'h') {
-            *done = true;
-            return print_help();
-        }
-        if (option == '?' || option == ':') {
-            return cli_bad_option(argv, option);
-        }
+    while ((option = cli_next_option(argc, argv, long_options, print_help, done, &status)) != 0) {
         if (!take_option(option, o)) {
             return CLI_USAGE;
         }
+    }
+    if (*done || status != CLI_OK) {
+        return status;
     }
     if (o->seconds == 0) {
         o->seconds = o->quick ? QUICK_SECONDS : DEFAULT_SECONDS;

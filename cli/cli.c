@@ -121,7 +121,8 @@ bool cli_parse_dtype(const char *option, const char *text, pkv_dtype *out)
     return false;
 }
 
-int cli_bad_option(char **argv, int answer)
+/* One line about an option that getopt_long() answered with '?' or ':'. */
+static int bad_option(char **argv, int answer)
 {
     const char *problem = answer == ':' ? "needs a value" : "is not an option of this command";
     const char *text = argv[optind - 1];
@@ -133,6 +134,21 @@ int cli_bad_option(char **argv, int answer)
         problem = "takes no value";
     }
     return cli_fail(CLI_USAGE, "%.60s %s (see pagedkv %s --help)", text, problem, argv[0]);
+}
+
+int cli_next_option(int argc, char **argv, const struct option *options, int (*print_help)(void),
+                    bool *done, int *status)
+{
+    int option = getopt_long(argc, argv, ":h", options, NULL);
+    if (option == 'h') {
+        *done = true;
+        *status = print_help();
+    } else if (option == '?' || option == ':') {
+        *status = bad_option(argv, option);
+    } else if (option != -1) {
+        return option;
+    }
+    return 0;
 }
 
 int cli_extra_argument(char **argv)

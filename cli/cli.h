@@ -55,10 +55,13 @@ bool cli_parse_dtype(const char *option, const char *text, pkv_dtype *out);
 enum { CLI_FIRST_LONG_OPTION = 256 };
 
 /*
- * One line about an option that getopt_long() answered with '?' or, where the
- * short options start with ':', with ':'.  Returns CLI_USAGE.
+ * The next option of a command, by getopt_long().  0 where there is none, or
+ * nothing more to do: then *done says that help was printed, or *status is not
+ * CLI_OK because a bad option has had its line.
  */
-int cli_bad_option(char **argv, int answer);
+struct option;
+int cli_next_option(int argc, char **argv, const struct option *options, int (*print_help)(void),
+                    bool *done, int *status);
 
 /* One line about an argument that the command does not take.  Returns CLI_USAGE. */
 int cli_extra_argument(char **argv);

@@ -36,17 +36,13 @@ static int parse_options(int argc, char **argv, const char **json_path, bool *do
         {"help", no_argument, NULL, 'h'},
         {NULL, 0, NULL, 0},
     };
-    int option;
+    int status = CLI_OK;
 
-    while ((option = getopt_long(argc, argv, ":h", long_options, NULL)) != -1) {
-        if (option == 'h') {
-            *done = true;
-            return print_help();
-        }
-        if (option == '?' || option == ':') {
-            return cli_bad_option(argv, option);
-        }
+    while (cli_next_option(argc, argv, long_options, print_help, done, &status) != 0) {
         *json_path = optarg;
+    }
+    if (*done || status != CLI_OK) {
+        return status;
     }
     return optind < argc ? cli_extra_argument(argv) : CLI_OK;
 }

@@ -101,18 +101,14 @@ static bool take_option(int option, plan_options *options)
 /* An exit status; *done where there is nothing left to do. */
 static int parse_options(int argc, char **argv, plan_options *options, bool *done)
 {
-    int option;
-    while ((option = getopt_long(argc, argv, ":h", long_options, NULL)) != -1) {
-        if (option == 'h') {
-            *done = true;
-            return print_help();
-        }
-        if (option == '?' || option == ':') {
-            return cli_bad_option(argv, option);
-        }
+    int option, status = CLI_OK;
+    while ((option = cli_next_option(argc, argv, long_options, print_help, done, &status)) != 0) {
         if (!take_option(option, options)) {
             return CLI_USAGE;
         }
+    }
+    if (*done || status != CLI_OK) {
+        return status;
     }
     if (optind < argc) {
         return cli_extra_argument(argv);

@@ -166,19 +166,15 @@ static int parse_options(int argc, char **argv, replay_options *o, bool *done)
                                  OPTION_FIRST_NUMBER + i};
     }
     memcpy(all + N_NUMBERS, named, sizeof named);
-    int option;
-    while ((option = getopt_long(argc, argv, ":h", all, NULL)) != -1) {
-        if (option == 'h') {
-            *done = true;
-            return print_help();
-        }
-        if (option == '?' || option == ':') {
-            return cli_bad_option(argv, option);
-        }
-        int status = take_option(option, o);
+    int option, status = CLI_OK;
+    while ((option = cli_next_option(argc, argv, all, print_help, done, &status)) != 0) {
+        status = take_option(option, o);
         if (status != CLI_OK) {
             return status;
         }
+    }
+    if (*done || status != CLI_OK) {
+        return status;
     }
     if (optind < argc) {
         o->trace_path = argv[optind++];
