@@ -437,7 +437,7 @@ PKV_API pkv_status pkv_rows_nhd(pkv_rows *out, size_t struct_size, void *k, void
  * of V; every byte offset below 2^63.
  *
  * Returns PKV_OK; PKV_E_INVALID with err->what; PKV_E_UNSUPPORTED for a
- * struct_size or flag that this library does not know.
+ * struct_size, a flag or a kind of scales that this library does not know.
  * Cost: about 100 instructions.
  */
 PKV_API pkv_status pkv_cache_check(const pkv_cache *cache, pkv_error *err);
@@ -634,7 +634,8 @@ PKV_API pkv_status pkv_plan_bound(const pkv_batch *batch, int64_t *n_slices_out,
  *
  * Returns PKV_OK; PKV_E_INVALID; PKV_E_RANGE with err->index = token for a
  * slot below -1, at or over n_slots, or over int32; rule CAPACITY with
- * err->index = the token that did not fit.
+ * err->index = the token that did not fit; rule LIMIT with err->index = the
+ * entry of query_start_loc that does not rise within 0..n_tokens.
  * After a failure *out->num_slices is unchanged; the columns are unspecified.
  * Cost: about 1 ns a token.
  */
