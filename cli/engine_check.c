@@ -10,7 +10,7 @@
 
 /* Prints the first difference; a broken run has too many to print them all. */
 static void report_token(engine *e, int64_t row, int64_t position, int64_t layer,
-                              const unsigned char *expected)
+                         const unsigned char *expected)
 {
 #ifdef _OPENMP
 #pragma omp critical
