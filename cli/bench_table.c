@@ -175,6 +175,7 @@ static const char *pattern_meaning(const bench_row *row)
         {"decode", "scattered single tokens"},
         {"prefill", "a prompt in scattered pages"},
         {"merged", "a prompt in runs of 1024 adjacent tokens"},
+        {"mixed", "median steps of a chat and of a code trace"},
         {"fixture", "upstream's two prompts and 512 decodes"},
     };
     for (size_t i = 0; i < sizeof meanings / sizeof meanings[0]; i++) {

@@ -18,6 +18,9 @@ static const bench_pattern patterns[] = {
     {.name = "prefill", .page_size = 64, .prefill_tokens = {8192, 0}},
     {.name = "merged", .page_size = 16, .prefill_tokens = {1024, 0}, .run_tokens = 1024},
     {.name = "merged", .page_size = 16, .prefill_tokens = {8192, 0}, .run_tokens = 1024},
+    /* Median steps of replays under load: of the Azure chat trace and of the code trace, 2023. */
+    {.name = "mixed", .page_size = 16, .prefill_tokens = {831, 0}, .n_decodes = 255},
+    {.name = "mixed", .page_size = 16, .prefill_tokens = {8096, 0}, .n_decodes = 96},
     /* The fixture of upstream's own measurements; num_kv_heads 2 is 4 combined heads. */
     {.name = "fixture", .page_size = 64, .prefill_tokens = {1024, 512}, .n_decodes = 512,
      .num_kv_heads = 2, .head_dim = 128},
