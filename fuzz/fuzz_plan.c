@@ -10,7 +10,12 @@
 
 #include <cmocka.h>
 
-enum { MAX_REQUESTS = 6, MAX_PAGES = 8, MAX_SLICES = MAX_REQUESTS * MAX_PAGES };
+enum {
+    MAX_REQUESTS = 6,
+    MAX_PAGES = 8,
+    MAX_SPOILED_ENTRY = 60, /* of indptr: one request then has that many pages */
+    MAX_SLICES = MAX_REQUESTS * (MAX_SPOILED_ENTRY + MAX_PAGES)
+};
 
 /* A batch in arrays of its own.  Not to be copied: it points into itself. */
 typedef struct step_input {
@@ -162,7 +167,8 @@ static void take_batch(input *in, step_input *s, bool whole)
             s->indptr[r + 1] = s->indptr[r] + (int32_t)take_range(in, 0, MAX_PAGES);
         }
         if (take_chance(in, 8)) {
-            s->indptr[take_range(in, 0, b->n_requests)] = (int32_t)take_range(in, -9, 60);
+            s->indptr[take_range(in, 0, b->n_requests)] =
+                (int32_t)take_range(in, -9, MAX_SPOILED_ENTRY);
         }
         b->indptr = s->indptr;
     } else {
