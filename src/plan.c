@@ -1,7 +1,7 @@
 /* The planner: from requests and their pages to slices. */
 #include "plan.h"
 
-enum { PREFETCH_REQUESTS = 16 };
+enum { PREFETCH_REQUESTS = 24 };
 
 /* Shifts for page sizes that are powers of two: a division a request is dear. */
 typedef struct page_math {
@@ -101,52 +101,125 @@ static inline pkv_status read_table(const pkv_batch *b, int64_t r, request *out,
     return PKV_OK;
 }
 
-/* Slices as they are written: the last one may still grow. */
+/* Slices as they are written. */
 typedef struct writer {
     int32_t *dst, *src, *len;
     int64_t  n, capacity;
-    int64_t  max_len; /* 0: exact, never grow */
-    int32_t  max_page;
+    int64_t  max_len; /* 0: exact, never join */
+    uint32_t max_page;
 } writer;
+
+/* What is still to be written of one request. */
+typedef struct rest {
+    const int32_t *page; /* the next one */
+    int64_t        offset, left;
+    int32_t        row; /* of the new K/V */
+} rest;
+
+static pkv_status fail_page(const writer *w, int64_t r, int32_t page, pkv_error *err)
+{
+    return pkv_i_fail_at(err, PKV_E_RANGE, PKV_RULE_PAGE, r, page, w->max_page,
+                         "a page is outside the cache, or its slots exceed int32");
+}
+
+static pkv_status fail_capacity(const writer *w, int64_t r, pkv_error *err)
+{
+    return pkv_i_fail_at(err, PKV_E_RANGE, PKV_RULE_CAPACITY, r, w->capacity + 1, w->capacity,
+                         "the slices do not fit their arrays");
+}
+
+/* Tokens of the next page. */
+static inline int32_t next_len(const rest *t, int32_t page_size)
+{
+    int64_t room = page_size - t->offset;
+    return (int32_t)(t->left < room ? t->left : room);
+}
+
+static inline void advance(rest *t, int32_t len)
+{
+    t->page++;
+    t->offset = 0;
+    t->left -= len;
+    t->row += len;
+}
+
+static inline pkv_status write_exact(writer *w, int32_t page_size, rest t, int64_t r,
+                                     pkv_error *err)
+{
+    for (; t.left > 0; w->n++) {
+        const int32_t len = next_len(&t, page_size);
+        if ((uint32_t)*t.page > w->max_page) {
+            return fail_page(w, r, *t.page, err);
+        }
+        if (w->n == w->capacity) {
+            return fail_capacity(w, r, err);
+        }
+        w->dst[w->n] = (int32_t)(*t.page * page_size + t.offset);
+        w->src[w->n] = t.row;
+        w->len[w->n] = len;
+        advance(&t, len);
+    }
+    return PKV_OK;
+}
+
+/*
+ * Neighbours joined.  Where they adjoin cannot be predicted, so there is no
+ * branch on it: each page writes the slice that it ends, again if it was joined.
+ */
+static inline pkv_status write_merged(writer *w, int32_t page_size, rest t, int64_t r,
+                                      pkv_error *err)
+{
+    const bool limited = w->max_len < INT32_MAX;
+    int64_t    at = w->n - 1;  /* the slice that is written */
+    int64_t    next = -1;      /* the slot that would join it */
+    int32_t    first_slot = 0, first_row = 0, joined_len = 0;
+    while (t.left > 0) {
+        const int32_t len = next_len(&t, page_size);
+        if ((uint32_t)*t.page > w->max_page) {
+            return fail_page(w, r, *t.page, err);
+        }
+        const int32_t slot = (int32_t)(*t.page * page_size + t.offset);
+        int32_t       join = slot == next;
+        if (limited) {
+            join &= (int64_t)joined_len + len <= w->max_len;
+        }
+        const int32_t keep = -join;
+        at += 1 - join;
+        if (at >= w->capacity) {
+            return fail_capacity(w, r, err);
+        }
+        first_slot = (first_slot & keep) | (slot & ~keep);
+        first_row = (first_row & keep) | (t.row & ~keep);
+        joined_len = (joined_len & keep) + len;
+        w->dst[at] = first_slot;
+        w->src[at] = first_row;
+        w->len[at] = joined_len;
+        next = (int64_t)slot + len;
+        advance(&t, len);
+    }
+    w->n = at + 1;
+    return PKV_OK;
+}
 
 /* The slices of one request; `row` is its first row of the new K/V. */
 static inline pkv_status write_request(writer *w, page_math m, const request *q, int64_t r,
                                        int32_t row, pkv_error *err)
 {
+    if (q->scheduled == 0) {
+        return PKV_OK;
+    }
     int64_t page_i = page_of(m, q->computed);
-    int64_t offset = q->computed - page_i * m.size;
-    int64_t left = q->scheduled;
-    int64_t n_touched = page_of(m, q->computed + left - 1) + 1;
-    int64_t next = -1; /* slot at which the last slice of this request may grow */
-    if (left > 0 && n_touched > q->n_pages) {
+    int64_t n_touched = page_of(m, q->computed + q->scheduled - 1) + 1;
+    if (n_touched > q->n_pages) {
         return pkv_i_fail_at(err, PKV_E_RANGE, PKV_RULE_TABLE, r, q->n_pages, n_touched,
                              "the block table is too short for the request");
     }
-    for (; left > 0; page_i++) {
-        const int32_t page = q->pages[page_i];
-        const int32_t len = (int32_t)(left < m.size - offset ? left : m.size - offset);
-        if ((uint32_t)page > (uint32_t)w->max_page) {
-            return pkv_i_fail_at(err, PKV_E_RANGE, PKV_RULE_PAGE, r, page, w->max_page,
-                                 "a page is outside the cache, or its slots exceed int32");
-        }
-        const int32_t slot = (int32_t)(page * m.size + offset);
-        if (slot == next && (int64_t)w->len[w->n - 1] + len <= w->max_len) {
-            w->len[w->n - 1] += len;
-        } else if (w->n < w->capacity) {
-            w->dst[w->n] = slot;
-            w->src[w->n] = row;
-            w->len[w->n] = len;
-            w->n++;
-        } else {
-            return pkv_i_fail_at(err, PKV_E_RANGE, PKV_RULE_CAPACITY, r, w->n + 1, w->capacity,
-                                 "the slices do not fit their arrays");
-        }
-        next = (int64_t)slot + len;
-        row += len;
-        left -= len;
-        offset = 0;
-    }
-    return PKV_OK;
+    rest t = {.page = q->pages + page_i,
+              .offset = q->computed - page_i * m.size,
+              .left = q->scheduled,
+              .row = row};
+    return w->max_len > 0 ? write_merged(w, m.size, t, r, err)
+                          : write_exact(w, m.size, t, r, err);
 }
 
 /*
@@ -164,6 +237,45 @@ static inline void prefetch_table(const pkv_batch *b, page_math m, int64_t r)
             __builtin_prefetch(b->indices + b->indptr[r] + page_i);
         }
     }
+}
+
+/* As page_of, of a number that fits: a division by fewer bits, and none to repair the sign. */
+static inline uint32_t short_page_of(page_math m, uint32_t token)
+{
+    return m.shift >= 0 ? token >> m.shift : token / (uint32_t)m.size;
+}
+
+/*
+ * Requests from r on that decode and have a 2-D table: one token, one slice,
+ * nothing to split or to join.  Stops at the first that is anything else or
+ * wrong, for which the general way has the words.  Returns where it stopped.
+ */
+static int64_t write_decodes(writer *w, page_math m, const pkv_batch *b, int64_t r, int64_t row)
+{
+    const int64_t  most = w->capacity - w->n, left = b->n_requests - r, first = r;
+    const int64_t  end = r + (most < left ? most : left);
+    const int64_t  width = b->block_table_width;
+    int32_t *const dst = w->dst + w->n, *const src = w->src + w->n, *const len = w->len + w->n;
+    for (; r < end && b->scheduled[r] == 1; r++) {
+        const uint32_t at = (uint32_t)b->computed[r], page_i = short_page_of(m, at);
+        if (at > INT32_MAX || page_i >= width) {
+            break;
+        }
+        /* As prefetch_table, without a branch that would wait for computed[]. */
+        const int64_t later = r + PREFETCH_REQUESTS < end ? r + PREFETCH_REQUESTS : end - 1;
+        const int64_t later_i = short_page_of(m, (uint32_t)b->computed[later]);
+        __builtin_prefetch(b->block_table + later * b->block_table_stride +
+                           (later_i < width ? later_i : page_i));
+        const uint32_t page = (uint32_t)b->block_table[r * b->block_table_stride + page_i];
+        if (page > w->max_page) {
+            break;
+        }
+        dst[r - first] = (int32_t)(page * (uint32_t)m.size + (at - page_i * (uint32_t)m.size));
+        src[r - first] = (int32_t)(row + (r - first));
+        len[r - first] = 1;
+    }
+    w->n += r - first;
+    return r;
 }
 
 /* Last page whose slots all fit int32 and that the cache has. */
@@ -185,7 +297,7 @@ pkv_status pkv_plan(const pkv_batch *batch, int64_t max_slice_tokens, pkv_slices
     const page_math m = page_math_of(batch->page_size);
     writer          w = {.dst = out->kv_cache_start, .src = out->new_kv_start,
                          .len = out->slice_len, .capacity = out->capacity,
-                         .max_page = last_page(batch)};
+                         .max_page = (uint32_t)last_page(batch)};
     w.max_len = max_slice_tokens == 0                  ? INT32_MAX
                 : max_slice_tokens == batch->page_size ? 0
                                                        : max_slice_tokens;
@@ -194,6 +306,14 @@ pkv_status pkv_plan(const pkv_batch *batch, int64_t max_slice_tokens, pkv_slices
         prefetch_table(batch, m, r);
     }
     for (int64_t r = 0; r < batch->n_requests; r++) {
+        if (batch->indptr == NULL && row <= INT32_MAX - batch->n_requests) {
+            const int64_t decodes_end = write_decodes(&w, m, batch, r, row);
+            row += decodes_end - r;
+            r = decodes_end;
+            if (r == batch->n_requests) {
+                break;
+            }
+        }
         request q = {0};
         prefetch_table(batch, m, r + PREFETCH_REQUESTS);
         PKV_I_TRY(read_counts(batch, r, &q, err));
