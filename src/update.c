@@ -11,9 +11,7 @@ enum {
     RUNS = 64, /* runs handed over at a time: 3 KiB of a worker's stack */
     LINE_BYTES = 64,
     /* Below this, rows that are read at once stay in the cache: an L2's worth. */
-    READ_SOON_BYTES = 1 << 20,
-    /* One row: its streamed stores would have to be waited for, cached ones drain later. */
-    ONE_ROW_BYTES = 4096
+    READ_SOON_BYTES = 1 << 20
 };
 
 /* One call.  Arrays of the caller's structs are walked by their own struct_size. */
@@ -360,18 +358,17 @@ static void run_part(void *ctx, int32_t part)
             flush(&w);
         }
     }
-    c->kernels->finish();
+    if (c->stream) {
+        c->kernels->finish();
+    }
 }
 
 /* ---- entry points ------------------------------------------------------------------ */
 
 /* Past the processor's cache?  docs/benchmarking.md has the figures. */
-static bool wants_streaming(const call *c, const pkv_i_geometry *last)
+static bool wants_streaming(const call *c)
 {
-    if ((c->opts.flags & PKV_UPDATE_READ_SOON) != 0) {
-        return c->payload_bytes > READ_SOON_BYTES;
-    }
-    return c->n_layers > 1 || last->n_lanes > 1 || c->payload_bytes > ONE_ROW_BYTES;
+    return (c->opts.flags & PKV_UPDATE_READ_SOON) == 0 || c->payload_bytes > READ_SOON_BYTES;
 }
 
 static pkv_status run(call *c, const pkv_update_opts *opts, pkv_error *err)
@@ -394,7 +391,7 @@ static pkv_status run(call *c, const pkv_update_opts *opts, pkv_error *err)
     }
     c->only = c->n_layers == 1 ? &geometry : NULL;
     c->kernels = pkv_i_kernels_current();
-    c->stream = wants_streaming(c, &geometry);
+    c->stream = wants_streaming(c);
     c->n_parts = pkv_i_parts(&c->opts, c->payload_bytes);
     pkv_i_parallel(&c->opts, c->n_parts, run_part, c);
     return PKV_OK;

@@ -4,16 +4,20 @@
  * store that will not be read) and stream_row(), and includes this once.
  *
  * Scattered rows are bound by page walks: a streaming store that misses the TLB
- * holds up the stores behind it, but a prefetch does not.  So one line of each
- * of the next rows is prefetched, which makes their walks run side by side, and
- * then those rows are streamed.  A long row is streamed as it comes, with the
- * walk of a page further on under way.  Figures: docs/benchmarking.md.
+ * holds up the stores behind it, but a prefetch does not.  So a row joins a
+ * queue and one of its lines is prefetched; the walks of the queue's rows run
+ * side by side, and each row is streamed 6 to 12 rows later.  A long row is
+ * streamed as it comes, with the walk of a page further on under way.  Figures:
+ * docs/benchmarking.md.
  */
 #include "kernels.h"
 
+#include <string.h>
+
 enum {
     PAGE_BYTES = 4096,
-    GROUP = 8,               /* pieces whose walks overlap: 4 lose, 16 and 32 win nothing */
+    GROUP = 6,               /* pieces streamed in a row, and as many again that wait */
+    QUEUE = 2 * GROUP,
     LONG_BYTES = 16384,      /* from here on a row has enough pages of its own */
     AHEAD_BYTES = 8 * PAGE_BYTES
 };
@@ -31,13 +35,10 @@ static inline size_t piece_bytes(const char *dst, size_t left)
     return left < room ? left : room;
 }
 
-PKV_I_TARGET static void stream_group(const piece *group, int n)
+PKV_I_TARGET static void stream_pieces(const piece *pieces, int n)
 {
     for (int i = 0; i < n; i++) {
-        PKV_I_PREFETCH(group[i].dst);
-    }
-    for (int i = 0; i < n; i++) {
-        stream_row(group[i].dst, group[i].src, group[i].bytes);
+        stream_row(pieces[i].dst, pieces[i].src, pieces[i].bytes);
     }
 }
 
@@ -57,8 +58,12 @@ PKV_I_TARGET static void stream_long(char *dst, const char *src, size_t bytes)
 
 PKV_I_TARGET static void stream_runs(const pkv_i_run *runs, size_t n_runs)
 {
-    piece group[GROUP];
+    piece queue[QUEUE];
     int   n = 0;
+    if (n_runs == 1 && runs->n_rows == 1) { /* nothing to overlap its walk with */
+        stream_long(runs->dst, runs->src, runs->row_bytes);
+        return;
+    }
     for (size_t i = 0; i < n_runs; i++) {
         const pkv_i_run *run = &runs[i];
         for (size_t r = 0; r < run->n_rows; r++) {
@@ -71,16 +76,18 @@ PKV_I_TARGET static void stream_runs(const pkv_i_run *runs, size_t n_runs)
             }
             while (left > 0) {
                 size_t now = piece_bytes(dst, left);
-                group[n++] = (piece){dst, src, now};
+                queue[n++] = (piece){dst, src, now};
+                PKV_I_PREFETCH(dst + now - 1); /* the line that is written last */
                 dst += now;
                 src += now;
                 left -= now;
-                if (n == GROUP) {
-                    stream_group(group, n);
-                    n = 0;
+                if (n == QUEUE) {
+                    stream_pieces(queue, GROUP);
+                    memcpy(queue, queue + GROUP, GROUP * sizeof *queue);
+                    n = GROUP;
                 }
             }
         }
     }
-    stream_group(group, n);
+    stream_pieces(queue, n);
 }
