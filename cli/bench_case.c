@@ -103,6 +103,9 @@ static int prepare(void *ctx, int i)
     if (c->which->source == BENCH_WARM) {
         warm_source(c, source);
     }
+    for (int64_t call = 0; call < c->n_calls; call++) {
+        bench_step_touch(&c->steps[call]);
+    }
     return status;
 }
 

@@ -221,3 +221,25 @@ int bench_step_draw(bench_step *step, const bench_pattern *pattern, const bench_
     list_rows(step, view);
     return CLI_OK;
 }
+
+static void touch(const void *data, size_t bytes)
+{
+    const volatile char *at = data;
+
+    for (size_t i = 0; i < bytes; i += 64) {
+        (void)at[i];
+    }
+}
+
+void bench_step_touch(const bench_step *step)
+{
+    size_t n_slices = (size_t)step->n_slices;
+
+    touch(step, sizeof *step);
+    touch(step->slices.num_slices, sizeof *step->slices.num_slices);
+    touch(step->slices.kv_cache_start, n_slices * sizeof *step->slices.kv_cache_start);
+    touch(step->slices.new_kv_start, n_slices * sizeof *step->slices.new_kv_start);
+    touch(step->slices.slice_len, n_slices * sizeof *step->slices.slice_len);
+    touch(step->slots, (size_t)step->n_tokens * sizeof *step->slots);
+    touch(step->rows, (size_t)step->n_rows * sizeof *step->rows);
+}

@@ -65,4 +65,7 @@ void bench_step_close(bench_step *step);
 int bench_step_draw(bench_step *step, const bench_pattern *pattern, const bench_view *view,
                     bench_runs *runs, bool merged);
 
+/* Brings the plan, and the same as slots and as rows, to the caches: layers share a plan. */
+void bench_step_touch(const bench_step *step);
+
 #endif
