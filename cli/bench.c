@@ -32,6 +32,9 @@ static int print_help(void)
            "  --huge-pages NAME   off, on or both (both)\n"
            "  --threads N         at most N threads (1, and all for some rows)\n"
            "  --isa NAME          one instruction set, or all (the chosen one)\n"
+           "  --peers NAME        auto: what one writes with NumPy and PyTorch beside it, where\n"
+           "                      python3, or $PAGEDKV_PYTHON, has them; or off (auto; off with\n"
+           "                      --quick)\n"
            "  --page-size S       tokens of a page (each pattern has its own)\n"
            "  --num-kv-heads N    (8)   the fixture keeps upstream's 2\n"
            "  --head-dim N        (128)\n"
@@ -58,6 +61,7 @@ enum {
     OPTION_HUGE_PAGES,
     OPTION_THREADS,
     OPTION_ISA,
+    OPTION_PEERS,
     OPTION_PAGE_SIZE,
     OPTION_NUM_KV_HEADS,
     OPTION_HEAD_DIM,
@@ -76,6 +80,7 @@ static const struct option long_options[] = {
     {"huge-pages", required_argument, NULL, OPTION_HUGE_PAGES},
     {"threads", required_argument, NULL, OPTION_THREADS},
     {"isa", required_argument, NULL, OPTION_ISA},
+    {"peers", required_argument, NULL, OPTION_PEERS},
     {"page-size", required_argument, NULL, OPTION_PAGE_SIZE},
     {"num-kv-heads", required_argument, NULL, OPTION_NUM_KV_HEADS},
     {"head-dim", required_argument, NULL, OPTION_HEAD_DIM},
@@ -111,6 +116,11 @@ static const choice huge_pages[] = {
     {"off", BENCH_HUGE_OFF},
     {"on", BENCH_HUGE_ON},
     {"both", BENCH_HUGE_OFF | BENCH_HUGE_ON},
+    {NULL, 0},
+};
+static const choice peers[] = {
+    {"auto", BENCH_PEERS_AUTO},
+    {"off", BENCH_PEERS_OFF},
     {NULL, 0},
 };
 
@@ -167,6 +177,8 @@ static bool take_option(int option, bench_options *o)
         return cli_parse_threads("--threads", optarg, &o->threads);
     case OPTION_ISA:
         return parse_isa(&o->isa);
+    case OPTION_PEERS:
+        return parse_choice("--peers", peers, &o->peers);
     case OPTION_PAGE_SIZE:
         return cli_parse_int("--page-size", optarg, 1, 4096, &o->page_size);
     case OPTION_NUM_KV_HEADS:

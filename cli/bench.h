@@ -12,6 +12,7 @@
 enum { BENCH_COMBINED = 1, BENCH_NHD = 2, BENCH_HND = 4 };
 enum { BENCH_COLD = 1, BENCH_WARM = 2 };
 enum { BENCH_HUGE_OFF = 1, BENCH_HUGE_ON = 2 };
+enum { BENCH_PEERS_AUTO = 1, BENCH_PEERS_OFF = 2 };
 
 typedef struct bench_options {
     const char   *json_path;  /* NULL: none */
@@ -27,6 +28,7 @@ typedef struct bench_options {
     unsigned      layouts;    /* BENCH_COMBINED, ... */
     unsigned      sources;    /* BENCH_COLD, ... */
     unsigned      huge_pages; /* BENCH_HUGE_OFF, ... */
+    unsigned      peers;      /* BENCH_PEERS_AUTO or _OFF; 0: auto, but off with quick */
     bool          quick;
     bool          quiet;
     bool          run_update;
@@ -65,6 +67,8 @@ typedef struct bench_row {
     double      pattern_bytes_per_s;
     double      pattern_fraction;
     double      memcpy_fraction;
+    double      numpy_fraction;
+    double      index_copy_fraction;
 } bench_row;
 
 /* Everything is null; the plain defaults for a new row. */

@@ -17,11 +17,11 @@ enum {
     ALIGN_BYTES = 4096  /* of sources, and of the limit's destinations */
 };
 
-enum { PAGEDKV, USER_MEMCPY, LIMIT, PATTERN };
+enum { PAGEDKV, USER_MEMCPY, LIMIT, PATTERN, PEER, KINDS };
 
 typedef struct contender {
     int         kind;
-    int         way; /* of LIMIT and PATTERN */
+    int         way; /* of LIMIT and PATTERN; which of the peers */
     const char *isa; /* of PAGEDKV */
 } contender;
 
@@ -29,6 +29,8 @@ typedef struct update_case {
     const bench_case    *which;
     const bench_memory  *memory;
     const bench_machine *machine;
+    bench_peers         *peers;
+    bench_job           *job;
     pkv_update_opts      opts;
     bench_view           view;
     bench_runs           runs;
@@ -40,7 +42,7 @@ typedef struct update_case {
     int64_t              stride_bytes; /* from the source of one call to the next */
     int                  n_contenders;
     contender            contenders[BENCH_MAX_CONTENDERS];
-    int                  first[PATTERN + 2]; /* of each kind; the next kind's ends it */
+    int                  first[KINDS + 1]; /* of each kind; the next kind's ends it */
 } update_case;
 
 /* ---- before each run ----------------------------------------------------- */
@@ -94,6 +96,9 @@ static int prepare(void *ctx, int i)
             status = bench_step_draw(step, c->which->pattern, &c->view, &c->runs, c->which->merged);
         }
         c->limit_dst[call] = random_limit_dst(c, call);
+    }
+    if (c->contenders[i].kind == PEER) {
+        return status; /* prepares memory of its own */
     }
     if (c->contenders[i].kind == PAGEDKV && pkv_isa_select(c->contenders[i].isa) != PKV_OK) {
         return cli_fail(CLI_USAGE, "bench: cannot use %s", c->contenders[i].isa);
@@ -166,11 +171,33 @@ static int run_call(update_case *c, const contender *who, int64_t call)
     return CLI_OK;
 }
 
+/* One that has failed has no rows, so its time does not matter. */
+static int run_peer(update_case *c, const contender *who)
+{
+    const char    *source = c->steps[0].source.k.data;
+    bench_peer_run task = {
+        .peer = who->way,
+        .threads = c->which->threads,
+        .warm = c->which->source == BENCH_WARM,
+        .view = &c->view,
+        .steps = c->steps,
+        .n_calls = c->n_calls,
+        .source_bytes = source - (const char *)c->memory->source.data,
+        .stride_bytes = c->stride_bytes,
+    };
+
+    c->job->own_ns = bench_peers_run(c->peers, &task);
+    return CLI_OK;
+}
+
 static int run(void *ctx, int i)
 {
     update_case *c = ctx;
     int          status = CLI_OK;
 
+    if (c->contenders[i].kind == PEER) {
+        return run_peer(c, &c->contenders[i]);
+    }
     for (int64_t call = 0; call < c->n_calls && status == CLI_OK; call++) {
         status = run_call(c, &c->contenders[i], call);
     }
@@ -194,12 +221,27 @@ static bool token_is_there(const bench_view *view, const bench_step *step, int64
     return true;
 }
 
+static int fail_slot(const update_case *c, const char *name, int64_t slot)
+{
+    return cli_fail(CLI_DIFFERENCE, "bench update %s, %s: a wrong byte in slot %lld",
+                    c->which->pattern->name, name, (long long)slot);
+}
+
+static int check_peer(const update_case *c, int peer)
+{
+    int64_t slot = bench_peers_check(c->peers);
+    return slot >= 0 ? fail_slot(c, bench_peer_name(peer), slot) : CLI_OK;
+}
+
 static int check(void *ctx, int i)
 {
     const update_case *c = ctx;
     const contender   *who = &c->contenders[i];
-    const char        *name = who->kind == PAGEDKV ? who->isa : limit_way_name(who->way);
 
+    if (who->kind == PEER) {
+        return check_peer(c, who->way);
+    }
+    const char *name = who->kind == PAGEDKV ? who->isa : limit_way_name(who->way);
     for (int64_t call = 0; call < c->n_calls; call++) {
         const bench_step *step = &c->steps[call];
         if (who->kind == LIMIT &&
@@ -208,8 +250,7 @@ static int check(void *ctx, int i)
         }
         for (int64_t t = 0; who->kind != LIMIT && t < step->n_tokens; t++) {
             if (!token_is_there(&c->view, step, t)) {
-                return cli_fail(CLI_DIFFERENCE, "bench update %s, %s: a wrong byte in slot %lld",
-                                c->which->pattern->name, name, (long long)step->slots[t]);
+                return fail_slot(c, name, step->slots[t]);
             }
         }
     }
@@ -223,6 +264,16 @@ static void add_contender(update_case *c, int kind, int way, const char *isa)
     if (c->n_contenders < BENCH_MAX_CONTENDERS) {
         c->contenders[c->n_contenders++] = (contender){.kind = kind, .way = way, .isa = isa};
     }
+}
+
+/*
+ * Python has rows where the layout is what Python declares, and for one plan:
+ * it has slots.  NumPy has no threads.
+ */
+bool bench_case_takes_peer(const bench_case *which, int peer)
+{
+    return which->layout != BENCH_HND && !which->merged &&
+           (peer != BENCH_NUMPY || which->threads == 1);
 }
 
 static void add_contenders(update_case *c, const char *isa)
@@ -250,7 +301,13 @@ static void add_contenders(update_case *c, const char *isa)
             add_contender(c, PATTERN, way, NULL);
         }
     }
-    c->first[PATTERN + 1] = c->n_contenders;
+    c->first[PEER] = c->n_contenders;
+    for (int peer = 0; peer < BENCH_N_PEERS; peer++) {
+        if (bench_peers_has(c->peers, peer) && bench_case_takes_peer(c->which, peer)) {
+            add_contender(c, PEER, peer, NULL);
+        }
+    }
+    c->first[KINDS] = c->n_contenders;
 }
 
 /* Sets the sizes of a case.  Exit status. */
@@ -333,12 +390,23 @@ static bench_row common_row(const update_case *c, const bench_job *job)
     return row;
 }
 
+/* Median of (time of the peer / time of i); -1, null, where there is no such peer. */
+static double peer_ratio(const update_case *c, const bench_job *job, int peer, int i)
+{
+    for (int k = c->first[PEER]; k < c->first[KINDS]; k++) {
+        if (c->contenders[k].way == peer && bench_peers_has(c->peers, peer)) {
+            return bench_ratio(job, k, i);
+        }
+    }
+    return -1;
+}
+
 static void fill_times(bench_row *row, const update_case *c, const bench_job *job, int i)
 {
     double calls = (double)c->n_calls;
     double both_ways_bytes = 2.0 * (double)c->call_bytes * calls;
     int    limit = bench_fastest(job, c->first[LIMIT], c->first[PATTERN]);
-    int    pattern = bench_fastest(job, c->first[PATTERN], c->first[PATTERN + 1]);
+    int    pattern = bench_fastest(job, c->first[PATTERN], c->first[PEER]);
 
     row->ns_median = median_of(job, i) / calls;
     row->ns_p25 = bench_quantile(job->ns[i], job->n_rounds, 0.25) / calls;
@@ -352,18 +420,37 @@ static void fill_times(bench_row *row, const update_case *c, const bench_job *jo
     row->pattern_fraction = bench_ratio(job, pattern, i);
     row->pattern_way = limit_way_name(c->contenders[pattern].way);
     row->memcpy_fraction = bench_ratio(job, c->first[USER_MEMCPY], i);
+    row->numpy_fraction = peer_ratio(c, job, BENCH_NUMPY, i);
+    row->index_copy_fraction = peer_ratio(c, job, BENCH_INDEX_COPY, i);
+}
+
+/* NULL for the limits, which have no rows, and for a peer that has failed. */
+static const char *row_name(const update_case *c, const contender *who)
+{
+    switch (who->kind) {
+    case PAGEDKV:
+        return "pagedkv";
+    case USER_MEMCPY:
+        return "memcpy";
+    case PEER:
+        return bench_peers_has(c->peers, who->way) ? bench_peer_name(who->way) : NULL;
+    default:
+        return NULL;
+    }
 }
 
 static int add_rows(const update_case *c, const bench_job *job, bench_results *results)
 {
     int status = CLI_OK;
 
-    for (int i = 0; i < c->first[LIMIT] && status == CLI_OK; i++) {
+    for (int i = 0; i < c->n_contenders && status == CLI_OK; i++) {
         bench_row row = common_row(c, job);
-        row.impl = c->contenders[i].kind == PAGEDKV ? "pagedkv" : "memcpy";
+        row.impl = row_name(c, &c->contenders[i]);
         row.isa = c->contenders[i].isa;
-        fill_times(&row, c, job, i);
-        status = bench_add(results, &row);
+        if (row.impl != NULL) {
+            fill_times(&row, c, job, i);
+            status = bench_add(results, &row);
+        }
     }
     return status;
 }
@@ -377,13 +464,15 @@ static int time_case(update_case *c, const bench_options *options, int64_t end_n
         add_contenders(c, options->isa);
         *job = (bench_job){.ctx = c, .n_contenders = c->n_contenders, .prepare = prepare,
                            .run = run, .check = check};
+        c->job = job;
         status = bench_run(job, options->rounds, end_ns);
     }
     return status == CLI_OK ? add_rows(c, job, results) : status;
 }
 
 int bench_case_run(const bench_case *which, const bench_options *options,
-                   const bench_memory *memory, int64_t end_ns, bench_results *results)
+                   const bench_memory *memory, bench_peers *peers, int64_t end_ns,
+                   bench_results *results)
 {
     update_case *c = calloc(1, sizeof *c);
     bench_job   *job = calloc(1, sizeof *job);
@@ -396,6 +485,7 @@ int bench_case_run(const bench_case *which, const bench_options *options,
     c->which = which;
     c->memory = memory;
     c->machine = &options->machine;
+    c->peers = peers;
     int status = open_case(c, options);
     if (status == CLI_OK && fits(c)) {
         status = time_case(c, options, end_ns, job, results);

@@ -48,6 +48,7 @@ static int run_round(bench_job *job, const int *order, int round)
         if (status != CLI_OK) {
             return status;
         }
+        job->own_ns = 0;
         int64_t start = cli_now_ns();
         status = job->run(job->ctx, i);
         int64_t end = cli_now_ns();
@@ -56,7 +57,8 @@ static int run_round(bench_job *job, const int *order, int round)
         }
         if (round >= 0) {
             /* Ratios divide by this. */
-            job->ns[i][round] = end > start ? (double)(end - start) : 1.0;
+            double ns = job->own_ns > 0 ? job->own_ns : (double)(end - start);
+            job->ns[i][round] = ns > 0 ? ns : 1.0;
         } else if ((status = job->check(job->ctx, i)) != CLI_OK) {
             return status;
         }

@@ -13,6 +13,7 @@ typedef struct bench_job {
     int (*prepare)(void *ctx, int i);  /* before every run, not timed; exit status */
     int (*run)(void *ctx, int i);      /* timed; exit status */
     int (*check)(void *ctx, int i);    /* after the first run of each; exit status */
+    double own_ns; /* run() sets it for a contender that has timed itself; else 0 */
     /* Filled: the times of each contender, round by round. */
     int    n_rounds;
     double ns[BENCH_MAX_CONTENDERS][BENCH_MAX_ROUNDS];

@@ -25,6 +25,8 @@ const bench_row bench_row_null = {
     .pattern_bytes_per_s = -1,
     .pattern_fraction = -1,
     .memcpy_fraction = -1,
+    .numpy_fraction = -1,
+    .index_copy_fraction = -1,
 };
 
 int bench_add(bench_results *results, const bench_row *row)
@@ -83,6 +85,8 @@ static const field fields[] = {
     {"pattern_bytes_per_s", NUMBER, offsetof(bench_row, pattern_bytes_per_s)},
     {"pattern_fraction", NUMBER, offsetof(bench_row, pattern_fraction)},
     {"memcpy_fraction", NUMBER, offsetof(bench_row, memcpy_fraction)},
+    {"numpy_fraction", NUMBER, offsetof(bench_row, numpy_fraction)},
+    {"index_copy_fraction", NUMBER, offsetof(bench_row, index_copy_fraction)},
 };
 
 static json_t *field_to_json(const bench_row *row, const field *f)
@@ -144,6 +148,17 @@ static short_text time_text(double ns)
     return out;
 }
 
+/* Three digits, or a dash. */
+static short_text fraction_text(double fraction)
+{
+    short_text out = {"-"};
+
+    if (fraction >= 0) {
+        snprintf(out.s, sizeof out.s, "%.*f", fraction < 9.995 ? 2 : fraction < 99.95, fraction);
+    }
+    return out;
+}
+
 static void print_machine(const bench_machine *machine, FILE *out)
 {
     fprintf(out, "%s, %lld cores, %.1f GiB, huge pages \"%s\", %s\n", machine->cpu,
@@ -156,12 +171,18 @@ static bool is_case(const bench_row *row, const char *name)
     return strcmp(row->case_name, name) == 0;
 }
 
-/* True for the first row of its pattern and case. */
+/* What one table holds: a pattern, a page size and a plan. */
+static bool is_same_group(const bench_row *a, const bench_row *b)
+{
+    return strcmp(a->case_name, b->case_name) == 0 && strcmp(a->pattern, b->pattern) == 0 &&
+           strcmp(a->plan, b->plan) == 0 && a->page_size == b->page_size;
+}
+
+/* True for the first row of its group. */
 static bool opens_group(const bench_results *r, int64_t i)
 {
     for (int64_t k = 0; k < i; k++) {
-        if (strcmp(r->rows[k].case_name, r->rows[i].case_name) == 0 &&
-            strcmp(r->rows[k].pattern, r->rows[i].pattern) == 0) {
+        if (is_same_group(&r->rows[k], &r->rows[i])) {
             return false;
         }
     }
@@ -189,12 +210,16 @@ static const char *pattern_meaning(const bench_row *row)
 static void print_update_row(FILE *out, const bench_row *row, bool show_isa)
 {
     short_text time = time_text(row->ns_median);
+    double     fractions[] = {row->limit_fraction, row->pattern_fraction, row->memcpy_fraction,
+                              row->numpy_fraction, row->index_copy_fraction};
 
-    fprintf(out, "%6lld %5lld  %-6s  %-8s  %-4s %4lld  %-4s %9s %6.1f %6.2f %8.2f %7.2f%s%s\n",
-            (long long)row->tokens, (long long)row->page_size, row->plan, row->layout, row->source,
-            (long long)row->threads, row->huge_pages > 0 ? "yes" : "no", time.s,
-            row->bytes_per_s / 1e9, row->limit_fraction, row->pattern_fraction,
-            row->memcpy_fraction, show_isa ? "  " : "", show_isa ? row->isa : "");
+    fprintf(out, "%6lld %-8s %-4s %3lld %4s %7s %4.*f", (long long)row->tokens, row->layout,
+            row->source, (long long)row->threads, row->huge_pages > 0 ? "yes" : "no", time.s,
+            row->bytes_per_s < 99.95e9, row->bytes_per_s / 1e9);
+    for (size_t i = 0; i < sizeof fractions / sizeof fractions[0]; i++) {
+        fprintf(out, " %*s", i == 2 ? 6 : 5, fraction_text(fractions[i]).s);
+    }
+    fprintf(out, "%s%s\n", show_isa ? " " : "", show_isa ? row->isa : "");
 }
 
 static void print_update(FILE *out, const bench_results *r, bool show_isa)
@@ -204,15 +229,14 @@ static void print_update(FILE *out, const bench_results *r, bool show_isa)
         if (!is_case(first, "update") || !opens_group(r, i)) {
             continue;
         }
-        fprintf(out, "\nupdate %s: %s; %lld KV heads x %lld, %s\n", first->pattern,
-                pattern_meaning(first), (long long)first->num_kv_heads,
-                (long long)first->head_dim, first->dtype);
-        fprintf(out, "tokens  page  plan    layout    src   thr  huge      time   GB/s  limit"
-                     "  pattern  memcpy%s\n", show_isa ? "  isa" : "");
+        fprintf(out, "\nupdate %s: %s;\npage size %lld, %s plan, %lld KV heads x %lld, %s\n",
+                first->pattern, pattern_meaning(first), (long long)first->page_size, first->plan,
+                (long long)first->num_kv_heads, (long long)first->head_dim, first->dtype);
+        fprintf(out, "tokens layout   src  thr huge    time GB/s limit  loop memcpy numpy"
+                     " torch%s\n", show_isa ? " isa" : "");
         for (int64_t k = i; k < r->n_rows; k++) {
             const bench_row *row = &r->rows[k];
-            if (is_case(row, "update") && strcmp(row->pattern, first->pattern) == 0 &&
-                strcmp(row->impl, "pagedkv") == 0) {
+            if (is_same_group(row, first) && strcmp(row->impl, "pagedkv") == 0) {
                 print_update_row(out, row, show_isa);
             }
         }
@@ -220,9 +244,11 @@ static void print_update(FILE *out, const bench_results *r, bool show_isa)
     fprintf(out,
             "\nGB/s: bytes read plus written.  The last columns say how many times as fast as\n"
             "  limit    the best plain contiguous copy of as many bytes\n"
-            "  pattern  the best plain loop (memcpy or streaming stores) over the same rows\n"
+            "  loop     the best plain loop (memcpy or streaming stores) over the same rows\n"
             "  memcpy   one memcpy a token row, by slot\n"
-            "pagedkv was: medians of ratios inside a round.\n");
+            "  numpy    cache[slots] = new\n"
+            "  torch    cache.index_copy_(0, slots, new)\n"
+            "pagedkv was: medians of ratios inside a round; - is not measured.\n");
 }
 
 /* The row of the same pattern and request count with this plan and these tables, or NULL. */

@@ -5,6 +5,7 @@
 #include "bench.h"
 #include "bench_case.h"
 #include "bench_memory.h"
+#include "bench_peers.h"
 
 /* Single tokens stand for decoding; runs of 1024 for what a good allocator gives. */
 static const bench_pattern patterns[] = {
@@ -126,7 +127,7 @@ static void show(const bench_options *options, const bench_case *c, bool huge_pa
 
 /* Runs all cases on one memory; the time that is left is shared out evenly. */
 static int run_cases(const bench_options *options, const bench_case *cases, int n, bool huge_pages,
-                     int64_t deadline_ns, bench_results *results)
+                     bench_peers *peers, int64_t deadline_ns, bench_results *results)
 {
     bench_memory memory;
     int          status = CLI_OK;
@@ -135,14 +136,33 @@ static int run_cases(const bench_options *options, const bench_case *cases, int 
     status = bench_memory_open(&memory, options, huge_pages);
     /* Where the system gives no huge pages, there is nothing that ordinary ones have not shown. */
     bool new_to_see = !huge_pages || memory.huge_pages || options->huge_pages == BENCH_HUGE_ON;
+    if (status == CLI_OK && new_to_see) {
+        bench_peers_open(peers, &memory, huge_pages);
+    }
     for (int i = 0; i < n && status == CLI_OK && new_to_see; i++) {
         int64_t now = cli_now_ns();
         show(options, &cases[i], huge_pages, i, n);
-        status = bench_case_run(&cases[i], options, &memory, now + (deadline_ns - now) / (n - i),
-                                results);
+        status = bench_case_run(&cases[i], options, &memory, peers,
+                                now + (deadline_ns - now) / (n - i), results);
     }
     bench_memory_close(&memory);
     return status;
+}
+
+/* Python takes its time to start, so not for nothing; and a quick run has none. */
+static bool wants_peers(const bench_options *options, const bench_case *cases, int n)
+{
+    bool allowed =
+        options->peers == BENCH_PEERS_AUTO || (options->peers == 0 && !options->quick);
+
+    for (int i = 0; i < n && allowed; i++) {
+        for (int peer = 0; peer < BENCH_N_PEERS; peer++) {
+            if (bench_case_takes_peer(&cases[i], peer)) {
+                return true;
+            }
+        }
+    }
+    return false;
 }
 
 int bench_update(const bench_options *options, int64_t deadline_ns, bench_results *results)
@@ -151,6 +171,7 @@ int bench_update(const bench_options *options, int64_t deadline_ns, bench_result
     bench_case *cases = calloc(MAX_CASES, sizeof *cases);
     unsigned    ordinary_and_huge = BENCH_HUGE_OFF | BENCH_HUGE_ON;
     unsigned    wanted = options->huge_pages;
+    bench_peers peers = {0};
     int         status = CLI_OK;
 
     if (cases == NULL) {
@@ -159,15 +180,19 @@ int bench_update(const bench_options *options, int64_t deadline_ns, bench_result
     if (wanted == 0) {
         wanted = options->quick ? BENCH_HUGE_OFF : ordinary_and_huge;
     }
-    int     n = list_cases(options, cases);
+    int n = list_cases(options, cases);
+    if (wants_peers(options, cases, n)) {
+        bench_peers_start(&peers, options);
+    }
     int64_t now = cli_now_ns();
     int64_t half_ns = wanted == ordinary_and_huge ? now + (deadline_ns - now) / 2 : deadline_ns;
     if (n > 0 && (wanted & BENCH_HUGE_OFF) != 0) {
-        status = run_cases(options, cases, n, false, half_ns, results);
+        status = run_cases(options, cases, n, false, &peers, half_ns, results);
     }
     if (status == CLI_OK && n > 0 && (wanted & BENCH_HUGE_ON) != 0) {
-        status = run_cases(options, cases, n, true, deadline_ns, results);
+        status = run_cases(options, cases, n, true, &peers, deadline_ns, results);
     }
+    bench_peers_close(&peers);
     free(cases);
     /* It was usable before, so this cannot fail. */
     (void)pkv_isa_select(chosen_isa);
