@@ -23,7 +23,7 @@ bench: deps all
 	@build/pagedkv bench $(ARGS)
 
 # Release, then with the address and undefined-behaviour sanitizers, then with
-# the thread sanitizer (whose runtime does not know OpenMP).
+# the thread sanitizer (whose runtime does not know OpenMP); then the Python package.
 test: deps-test
 	@$(call configure,build/test/release,-DPKV_TESTS=ON)
 	@$(call build,build/test/release)
@@ -35,6 +35,7 @@ test: deps-test
 		echo "== $$kind"; \
 		ctest --test-dir build/test/$$kind --output-on-failure --no-tests=error -j $(JOBS) || exit 1; \
 	done
+	@echo "== python"; scripts/test-python build/test/python
 
 comma := ,
 

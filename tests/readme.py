@@ -22,7 +22,8 @@ def examples(text):
         if block[1] != "c" or not MARK.search(text, 0, block.start()):
             continue
         is_text = i + 1 < len(blocks) and blocks[i + 1][1] == "text"
-        yield text.count("\n", 0, block.start()) + 1, block[2], blocks[i + 1][2] if is_text else None
+        line = text.count("\n", 0, block.start()) + 1
+        yield line, block[2], blocks[i + 1][2] if is_text else None
 
 
 def run(code, expected, compiler, include, library, folder):

@@ -9,10 +9,18 @@ INCLUDE = re.compile(r'^\s*#\s*include\s+(<[^>]+>|"[^"]+")', re.MULTILINE)
 PUBLIC = "<pagedkv/pagedkv.h>"
 
 # Files (the first match counts), and what they may include besides headers of the system:
-# "own" is any file of the same folder.  The planner works without any kernel.
+# "own" is any file of the same folder.  The planner works without any kernel, the pool
+# without the planner.
 PLANNER = ['"plan.h"', '"slices.h"', '"internal.h"', PUBLIC]
+POOL = ['"pool_state.h"', '"extents.h"', '"internal.h"', PUBLIC]
 RULES = [
+    ("python/src/*", ["own", PUBLIC, "<Python.h>"]),
+    ("include/pagedkv/pagedkv.h", ["<pagedkv/pool.h>", "<pagedkv/sequences.h>"]),
+    ("include/pagedkv/pool.h", [PUBLIC]),
+    ("include/pagedkv/sequences.h", ["<pagedkv/pool.h>"]),
     ("include/pagedkv/*.h", []),
+    ("src/extents*", ['"extents.h"']),
+    ("src/pool*", POOL),
     ("src/plan*", PLANNER),
     ("src/step.c", PLANNER),
     ("src/layout.*", ['"layout.h"', '"internal.h"', PUBLIC]),
@@ -33,7 +41,7 @@ RULES = [
     ("fuzz/*", ["own", PUBLIC, '"../cli/*"', '"../tests/*"', "<cmocka.h>"]),
 ]
 SOURCES = ("*.c", "*.h", "*.def")
-OURS = ("<pagedkv/", "<jansson.h>", "<cmocka.h>", "<omp.h>")
+OURS = ("<pagedkv/", "<jansson.h>", "<cmocka.h>", "<omp.h>", "<Python.h>")
 
 
 def allowed(path, name, names):
@@ -67,9 +75,10 @@ def check_lines(path):
 
 
 def main():
-    folders = ("include", "src", "cli", "examples", "tests", "fuzz")
+    folders = ("include", "src", "cli", "python", "examples", "tests", "fuzz")
     files = sorted(p for f in folders for s in SOURCES for p in (ROOT / f).rglob(s))
-    n_bad = sum(map(check, files)) + sum(map(check_lines, files))
+    scripts = sorted(p for f in folders for p in (ROOT / f).rglob("*.py"))
+    n_bad = sum(map(check, files)) + sum(map(check_lines, files + scripts))
     print(f"{len(files)} files, {n_bad} wrong includes or lines")
     return 1 if n_bad or not files else 0
 
