@@ -47,15 +47,25 @@ static pkv_status check_batch(const pkv_batch *b, bool with_tables, pkv_error *e
     if (with_tables && csr && b->indices == NULL) {
         return pkv_i_fail(err, PKV_E_INVALID, "indices is NULL");
     }
-    int64_t entries = 0;
+    if (with_tables && csr && b->table_rows != NULL) {
+        return pkv_i_fail(err, PKV_E_INVALID, "table_rows goes with block_table only");
+    }
+    int64_t       entries = 0;
+    const int64_t n_rows = b->table_rows != NULL ? INT32_MAX : b->n_requests;
     if (with_tables && !csr &&
         (b->block_table_width < 0 || b->block_table_stride < b->block_table_width ||
-         PKV_I_MUL(b->n_requests, b->block_table_stride, &entries) ||
+         PKV_I_MUL(n_rows, b->block_table_stride, &entries) ||
          entries > PTRDIFF_MAX / (int64_t)sizeof(int32_t))) {
         return pkv_i_fail(err, PKV_E_INVALID,
                           "block_table_stride is below block_table_width, or the table overflows");
     }
     return PKV_OK;
+}
+
+/* Row of the block table for request r; below 0: none. */
+static inline int64_t row_of(const pkv_batch *b, int64_t r)
+{
+    return b->table_rows == NULL ? r : b->table_rows[r];
 }
 
 static inline pkv_status read_counts(const pkv_batch *b, int64_t r, request *out, pkv_error *err)
@@ -86,7 +96,12 @@ static inline pkv_status add_tokens(int64_t *n_tokens, int64_t r, const request 
 static inline pkv_status read_table(const pkv_batch *b, int64_t r, request *out, pkv_error *err)
 {
     if (b->indptr == NULL) {
-        out->pages = b->block_table + r * b->block_table_stride;
+        const int64_t row = row_of(b, r);
+        if (row < 0) {
+            return pkv_i_fail_at(err, PKV_E_RANGE, PKV_RULE_TABLE, r, row, 0,
+                                 "table_rows names no row");
+        }
+        out->pages = b->block_table + row * b->block_table_stride;
         out->n_pages = b->block_table_width;
         return PKV_OK;
     }
@@ -230,8 +245,8 @@ static inline void prefetch_table(const pkv_batch *b, page_math m, int64_t r)
 {
     if (r < b->n_requests && b->computed[r] >= 0) {
         const int64_t page_i = page_of(m, b->computed[r]);
-        if (b->indptr == NULL && page_i < b->block_table_width) {
-            __builtin_prefetch(b->block_table + r * b->block_table_stride + page_i);
+        if (b->indptr == NULL && page_i < b->block_table_width && row_of(b, r) >= 0) {
+            __builtin_prefetch(b->block_table + row_of(b, r) * b->block_table_stride + page_i);
         } else if (b->indptr != NULL && b->indptr[r] >= 0 &&
                    page_i < (int64_t)b->indptr[r + 1] - b->indptr[r]) {
             __builtin_prefetch(b->indices + b->indptr[r] + page_i);
@@ -250,7 +265,8 @@ static inline uint32_t short_page_of(page_math m, uint32_t token)
  * nothing to split or to join.  Stops at the first that is anything else or
  * wrong, for which the general way has the words.  Returns where it stopped.
  */
-static int64_t write_decodes(writer *w, page_math m, const pkv_batch *b, int64_t r, int64_t row)
+static inline int64_t write_decodes_by(writer *w, page_math m, const pkv_batch *b,
+                                       const int32_t *rows, int64_t r, int64_t row)
 {
     const int64_t  most = w->capacity - w->n, left = b->n_requests - r, first = r;
     const int64_t  end = r + (most < left ? most : left);
@@ -258,15 +274,18 @@ static int64_t write_decodes(writer *w, page_math m, const pkv_batch *b, int64_t
     int32_t *const dst = w->dst + w->n, *const src = w->src + w->n, *const len = w->len + w->n;
     for (; r < end && b->scheduled[r] == 1; r++) {
         const uint32_t at = (uint32_t)b->computed[r], page_i = short_page_of(m, at);
-        if (at > INT32_MAX || page_i >= width) {
+        const int64_t  table_row = rows == NULL ? r : rows[r];
+        if (at > INT32_MAX || page_i >= width || table_row < 0) {
             break;
         }
         /* As prefetch_table, without a branch that would wait for computed[]. */
         const int64_t later = r + PREFETCH_REQUESTS < end ? r + PREFETCH_REQUESTS : end - 1;
         const int64_t later_i = short_page_of(m, (uint32_t)b->computed[later]);
-        __builtin_prefetch(b->block_table + later * b->block_table_stride +
+        const int64_t later_row = rows == NULL ? later : rows[later];
+        __builtin_prefetch(b->block_table +
+                           (later_row < 0 ? table_row : later_row) * b->block_table_stride +
                            (later_i < width ? later_i : page_i));
-        const uint32_t page = (uint32_t)b->block_table[r * b->block_table_stride + page_i];
+        const uint32_t page = (uint32_t)b->block_table[table_row * b->block_table_stride + page_i];
         if (page > w->max_page) {
             break;
         }
@@ -276,6 +295,12 @@ static int64_t write_decodes(writer *w, page_math m, const pkv_batch *b, int64_t
     }
     w->n += r - first;
     return r;
+}
+
+static int64_t write_decodes(writer *w, page_math m, const pkv_batch *b, int64_t r, int64_t row)
+{
+    return b->table_rows == NULL ? write_decodes_by(w, m, b, NULL, r, row)
+                                 : write_decodes_by(w, m, b, b->table_rows, r, row);
 }
 
 /* Last page whose slots all fit int32 and that the cache has. */

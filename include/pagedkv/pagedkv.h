@@ -41,7 +41,8 @@
  *                fills, unless its text says otherwise.  `err` may be NULL; it
  *                is written on failure only.  No function aborts, prints or
  *                touches errno.
- *     Memory     No function allocates, but pkv_memory_alloc().
+ *     Memory     No function allocates, but pkv_memory_alloc() and those that
+ *                are named create.
  *     Threads    Every function may run at the same time as any other, on
  *                memory that no two of them write.  The only state of the
  *                library is the chosen kernel table, one atomic pointer.
@@ -541,7 +542,8 @@ PKV_API pkv_status pkv_slices_check(const pkv_slices *slices, int64_t n_tokens, 
  * two forms; set the other one's pointers to NULL:
  *
  *     2-D   block_table[r * block_table_stride + i], block_table_width entries
- *           a row
+ *           a row; row table_rows[r] instead of r where that is given, so that
+ *           a table of all sequences serves any choice of them
  *     CSR   indices[indptr[r] + i], i < indptr[r + 1] - indptr[r]
  *
  * Page i of a request holds its tokens [i * S, (i + 1) * S).  Entries behind
@@ -559,6 +561,8 @@ typedef struct pkv_batch {
     const int32_t *indices;            /* [indptr[R]] */
     int64_t        page_size;          /* S >= 1, tokens */
     int64_t        n_pages;            /* P: page ids must lie below; 0: not checked */
+    const int32_t *table_rows;         /* [R] row of the block table for each request, >= 0;
+                                          NULL: row r.  With the 2-D form only */
 } pkv_batch;
 
 /*
@@ -596,9 +600,9 @@ typedef struct pkv_batch {
  * A capacity of pkv_plan_bound() always does; so does pkv_padded_num_slices()
  * for steps within its limits.
  *
- * Cost: about 4 ns a page, and some 10 ns a request whose entry of the table is
- * not in the processor's cache.  Source of the
- * rule: vLLM's TPU runner, _get_slot_mapping_metadata; merging is ours.
+ * Cost: 2 to 4 ns a page, and some 10 ns a request whose entry of the table is
+ * not in the processor's cache.  Source of the rule: vLLM's TPU runner,
+ * _get_slot_mapping_metadata; merging is ours.
  */
 PKV_API pkv_status pkv_plan(const pkv_batch *batch, int64_t max_slice_tokens, pkv_slices *out,
                             int64_t *n_tokens_out, pkv_error *err);
@@ -1011,5 +1015,8 @@ PKV_API void pkv_memory_free(pkv_memory *memory);
 #ifdef __cplusplus
 }
 #endif
+
+#include <pagedkv/pool.h>      /* who owns which page */
+#include <pagedkv/sequences.h> /* which pages hold which sequence */
 
 #endif /* PAGEDKV_PAGEDKV_H */

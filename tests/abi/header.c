@@ -87,7 +87,7 @@ AT(pkv_slices, new_kv_start, 24);
 AT(pkv_slices, slice_len, 32);
 AT(pkv_slices, num_slices, 40);
 
-SIZE(pkv_batch, 88);
+SIZE(pkv_batch, 96);
 AT(pkv_batch, struct_size, 0);
 AT(pkv_batch, n_requests, 8);
 AT(pkv_batch, computed, 16);
@@ -99,6 +99,7 @@ AT(pkv_batch, indptr, 56);
 AT(pkv_batch, indices, 64);
 AT(pkv_batch, page_size, 72);
 AT(pkv_batch, n_pages, 80);
+AT(pkv_batch, table_rows, 88);
 
 SIZE(pkv_step_limits, 48);
 AT(pkv_step_limits, struct_size, 0);
@@ -131,6 +132,50 @@ AT(pkv_update_opts, parallel_for, 16);
 AT(pkv_update_opts, parallel_user, 24);
 AT(pkv_update_opts, status_word, 32);
 
+SIZE(pkv_pool_config, 24);
+AT(pkv_pool_config, struct_size, 0);
+AT(pkv_pool_config, n_pages, 8);
+AT(pkv_pool_config, allocator, 16);
+AT(pkv_pool_config, flags, 20);
+
+SIZE(pkv_allocator, 32);
+AT(pkv_allocator, struct_size, 0);
+AT(pkv_allocator, alloc, 8);
+AT(pkv_allocator, release, 16);
+AT(pkv_allocator, user, 24);
+
+SIZE(pkv_pool_counts, 72);
+AT(pkv_pool_counts, struct_size, 0);
+AT(pkv_pool_counts, n_pages, 8);
+AT(pkv_pool_counts, n_blank, 16);
+AT(pkv_pool_counts, n_cached, 24);
+AT(pkv_pool_counts, n_used, 32);
+AT(pkv_pool_counts, n_shared, 40);
+AT(pkv_pool_counts, n_used_peak, 48);
+AT(pkv_pool_counts, n_evictions, 56);
+AT(pkv_pool_counts, largest_extent, 64);
+
+SIZE(pkv_seqs_config, 40);
+AT(pkv_seqs_config, struct_size, 0);
+AT(pkv_seqs_config, max_seqs, 8);
+AT(pkv_seqs_config, max_pages_per_seq, 16);
+AT(pkv_seqs_config, page_size, 24);
+AT(pkv_seqs_config, flags, 32);
+AT(pkv_seqs_config, reserved, 36);
+
+SIZE(pkv_page_copy, 12);
+AT(pkv_page_copy, src, 0);
+AT(pkv_page_copy, dst, 4);
+AT(pkv_page_copy, n_tokens, 8);
+
+SIZE(pkv_seq_state, 48);
+AT(pkv_seq_state, struct_size, 0);
+AT(pkv_seq_state, n_tokens, 8);
+AT(pkv_seq_state, n_reserved, 16);
+AT(pkv_seq_state, n_pages, 24);
+AT(pkv_seq_state, row, 32);
+AT(pkv_seq_state, pages, 40);
+
 SIZE(pkv_memory, 40);
 AT(pkv_memory, struct_size, 0);
 AT(pkv_memory, data, 8);
@@ -150,6 +195,9 @@ VALUE(PKV_UPDATE_CHECKED, 2);
 VALUE(PKV_UPDATE_READ_SOON, 4);
 VALUE(PKV_UPDATE_DEPENDENT_LAUNCH, 8);
 VALUE(PKV_MEMORY_HUGE_PAGES, 1);
+VALUE(PKV_POOL_EXTENT, 0);
+VALUE(PKV_POOL_LIFO, 1);
+VALUE(PKV_POOL_FIFO, 2);
 
 int main(void)
 {

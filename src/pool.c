@@ -1,0 +1,268 @@
+/* The pool: making one, counting, proving that it is whole. */
+#include <errno.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "pool_state.h"
+
+enum { ALIGN_BYTES = 64 };
+static const int64_t MAX_PAGES = (int64_t)1 << 30;
+
+/* ---- making one ------------------------------------------------------------------- */
+
+static uint64_t place_array(uint64_t *end, uint64_t bytes)
+{
+    uint64_t at = (*end + ALIGN_BYTES - 1) / ALIGN_BYTES * ALIGN_BYTES;
+    *end = at + bytes;
+    return at;
+}
+
+static void lay_out(pkv_pool *p, int64_t n_pages)
+{
+    uint64_t end = sizeof *p, pages = (uint64_t)n_pages;
+    p->n_pages = n_pages;
+    p->n_blocks = (n_pages + PKV_I_BLOCK_PAGES - 1) / PKV_I_BLOCK_PAGES;
+    p->ring_size = 2;
+    while (p->ring_size < 2 * pages) {
+        p->ring_size *= 2;
+    }
+    p->at.pages = place_array(&end, pages * sizeof(pkv_i_page));
+    p->at.ring = place_array(&end, p->ring_size * sizeof(pkv_i_entry));
+    p->at.journal = place_array(&end, 2 * pages * sizeof(uint32_t));
+    p->at.bits = place_array(&end, (uint64_t)p->n_blocks * PKV_I_BLOCK_WORDS * sizeof(uint64_t));
+    p->at.bound = place_array(&end, (uint64_t)p->n_blocks * sizeof(uint16_t));
+    p->at.bound_before = place_array(&end, (uint64_t)p->n_blocks * sizeof(uint16_t));
+    p->at.total = place_array(&end, 0);
+}
+
+static pkv_status check_config(const pkv_pool_config *c, pkv_error *err)
+{
+    PKV_I_TRY(pkv_i_check_struct(c, sizeof *c, err));
+    if (c->flags != 0) {
+        return pkv_i_fail(err, PKV_E_UNSUPPORTED, "a flag of the pool is unknown");
+    }
+    if (c->n_pages < 1 || c->n_pages > MAX_PAGES || c->allocator < PKV_POOL_EXTENT ||
+        c->allocator > PKV_POOL_FIFO) {
+        return pkv_i_fail(err, PKV_E_INVALID, "n_pages is not in 1..2^30, or no such allocator");
+    }
+    return PKV_OK;
+}
+
+pkv_status pkv_pool_bytes(const pkv_pool_config *config, uint64_t *bytes_out, pkv_error *err)
+{
+    PKV_I_TRY(check_config(config, err));
+    if (bytes_out == NULL) {
+        return pkv_i_fail(err, PKV_E_INVALID, "bytes_out is NULL");
+    }
+    pkv_pool p;
+    lay_out(&p, config->n_pages);
+    *bytes_out = p.at.total;
+    return PKV_OK;
+}
+
+pkv_status pkv_pool_init(const pkv_pool_config *config, void *memory, uint64_t memory_bytes,
+                         pkv_pool **out, pkv_error *err)
+{
+    uint64_t bytes = 0;
+    PKV_I_TRY(pkv_pool_bytes(config, &bytes, err));
+    if (memory == NULL || out == NULL || memory_bytes < bytes ||
+        (uintptr_t)memory % ALIGN_BYTES != 0) {
+        return pkv_i_fail(err, PKV_E_INVALID, "memory is NULL, too small or not aligned to 64");
+    }
+    pkv_pool *p = memory;
+    *p = (pkv_pool){.magic = POOL_MAGIC, .allocator = config->allocator};
+    lay_out(p, config->n_pages);
+    p->now.n_blank = p->n_pages;
+    memset(pkv_i_pool_pages(p), 0, (size_t)p->n_pages * sizeof(pkv_i_page));
+    pkv_i_extents e = pkv_i_pool_extents(p);
+    pkv_i_extents_fill(&e, config->allocator == PKV_POOL_EXTENT);
+    for (int64_t i = 0; config->allocator != PKV_POOL_EXTENT && i < p->n_pages; i++) {
+        /* Page 0 comes first either way. */
+        pkv_i_pool_push(p, (uint32_t)(config->allocator == PKV_POOL_FIFO ? i : p->n_pages - 1 - i));
+    }
+    *out = p;
+    return PKV_OK;
+}
+
+static void *default_alloc(void *user, size_t bytes, size_t align)
+{
+    const int caller_errno = errno; /* the library leaves it alone */
+    void     *memory = aligned_alloc(align, bytes);
+    (void)user;
+    errno = caller_errno;
+    return memory;
+}
+
+static void default_release(void *user, void *memory, size_t bytes)
+{
+    const int caller_errno = errno;
+    (void)user;
+    (void)bytes;
+    free(memory);
+    errno = caller_errno;
+}
+
+pkv_status pkv_pool_create(const pkv_pool_config *config, const pkv_allocator *allocator,
+                           pkv_pool **out, pkv_error *err)
+{
+    pkv_allocator a = {sizeof a, default_alloc, default_release, NULL};
+    uint64_t      bytes = 0;
+    PKV_I_TRY(pkv_pool_bytes(config, &bytes, err));
+    if (allocator != NULL) {
+        PKV_I_TRY(pkv_i_check_struct(allocator, sizeof *allocator, err));
+        a = *allocator;
+    }
+    if (out == NULL || a.alloc == NULL || a.release == NULL) {
+        return pkv_i_fail(err, PKV_E_INVALID, "out or a function of the allocator is NULL");
+    }
+    void *memory = bytes > SIZE_MAX ? NULL : a.alloc(a.user, (size_t)bytes, ALIGN_BYTES);
+    if (memory == NULL) {
+        return pkv_i_fail(err, PKV_E_NO_MEMORY, "there is no memory for the pool");
+    }
+    pkv_status status = pkv_pool_init(config, memory, bytes, out, err);
+    if (status != PKV_OK) {
+        a.release(a.user, memory, (size_t)bytes);
+        return status;
+    }
+    (*out)->memory = a;
+    return PKV_OK;
+}
+
+void pkv_pool_destroy(pkv_pool *pool)
+{
+    if (pool != NULL && pool->memory.release != NULL) {
+        pkv_allocator a = pool->memory;
+        uint64_t      bytes = pool->at.total;
+        pool->magic = 0;
+        a.release(a.user, pool, (size_t)bytes);
+    }
+}
+
+/* ---- counting and proving --------------------------------------------------------- */
+
+int64_t pkv_pool_owners(const pkv_pool *pool, int32_t page)
+{
+    bool is_page = pkv_i_pool_check_args(pool, NULL, 0, NULL) == PKV_OK && page >= 0 &&
+                   page < pool->n_pages;
+    return is_page ? (int64_t)pkv_i_pool_pages(pool)[page].owners : -1;
+}
+
+bool pkv_i_pool_is_writable(const pkv_pool *pool, int32_t page)
+{
+    const pkv_i_page *s = &pkv_i_pool_pages(pool)[page];
+    return s->owners == 1 && (s->info & POOL_KEPT) == 0;
+}
+
+/* Runs of blank pages: only the extents' allocator has them as bits. */
+static int64_t longest_extent(const pkv_pool *p)
+{
+    const pkv_i_page *pages = pkv_i_pool_pages(p);
+    pkv_i_extents     e = pkv_i_pool_extents(p);
+    if (p->allocator == PKV_POOL_EXTENT) {
+        return pkv_i_extents_longest(&e);
+    }
+    int64_t longest = 0, run = 0;
+    for (int64_t i = 0; i < p->n_pages; i++) {
+        bool blank = pages[i].owners == 0 && (pages[i].info & POOL_KEPT) == 0;
+        run = blank ? run + 1 : 0;
+        longest = run > longest ? run : longest;
+    }
+    return longest;
+}
+
+pkv_status pkv_pool_stats(const pkv_pool *pool, pkv_pool_counts *out, pkv_error *err)
+{
+    PKV_I_TRY(pkv_i_pool_check_args(pool, NULL, 0, err));
+    PKV_I_TRY(pkv_i_check_struct(out, sizeof *out, err));
+    const pkv_i_pool_now *now = &pool->now;
+    out->n_pages = pool->n_pages;
+    out->n_blank = now->n_blank;
+    out->n_cached = now->n_cached;
+    out->n_used = now->n_used;
+    out->n_shared = now->n_shared;
+    out->n_used_peak = pool->n_used_peak;
+    out->n_evictions = now->n_evictions;
+    out->largest_extent = longest_extent(pool);
+    return PKV_OK;
+}
+
+/* What the pages themselves say. */
+typedef struct census {
+    int64_t n_blank, n_cached, n_used, n_shared, n_queued;
+} census;
+
+static pkv_status check_page(const pkv_pool *p, const pkv_i_extents *e, int64_t i, census *sum,
+                             pkv_error *err)
+{
+    const pkv_i_page *s = &pkv_i_pool_pages(p)[i];
+    const bool extent = p->allocator == PKV_POOL_EXTENT, kept = (s->info & POOL_KEPT) != 0;
+    const bool queued = (s->info & POOL_QUEUED) != 0, blank_bit = pkv_i_is_blank(e, i);
+    const bool free_page = s->owners == 0;
+    const char *wrong = NULL;
+    if (queued != (free_page && (kept || !extent))) {
+        wrong = "a page is in the queue and should not be, or the other way round";
+    } else if (blank_bit != (free_page && !kept && extent)) {
+        wrong = "a page's bit says blank and should not, or the other way round";
+    }
+    if (wrong != NULL) {
+        return pkv_i_fail_at(err, PKV_E_CORRUPT, PKV_RULE_PAGE, i, s->owners, 0, wrong);
+    }
+    sum->n_queued += queued;
+    sum->n_used += !free_page;
+    sum->n_shared += s->owners > 1;
+    sum->n_cached += free_page && kept;
+    sum->n_blank += free_page && !kept;
+    return PKV_OK;
+}
+
+static pkv_status check_ring(const pkv_pool *p, int64_t n_queued, pkv_error *err)
+{
+    const pkv_i_page  *pages = pkv_i_pool_pages(p);
+    const pkv_i_entry *ring = pkv_i_pool_ring(p);
+    int64_t            n = 0;
+    if (p->now.tail - p->now.head > p->ring_size) {
+        return pkv_i_fail(err, PKV_E_CORRUPT, "the queue is longer than its ring");
+    }
+    for (uint64_t i = p->now.head; i != p->now.tail; i++) {
+        const pkv_i_entry *e = &ring[i & (p->ring_size - 1)];
+        if (e->page >= (uint64_t)p->n_pages) {
+            return pkv_i_fail(err, PKV_E_CORRUPT, "the queue holds what is no page");
+        }
+        n += pkv_i_pool_is_current(pages, e);
+    }
+    return n == n_queued ? PKV_OK
+                         : pkv_i_fail(err, PKV_E_CORRUPT, "the queue and its pages disagree");
+}
+
+static pkv_status check_blocks(const pkv_i_extents *e, pkv_error *err)
+{
+    for (int64_t b = 0; b < e->n_blocks; b++) {
+        int64_t run = 0;
+        for (int64_t i = b * PKV_I_BLOCK_PAGES; i < (b + 1) * PKV_I_BLOCK_PAGES; i++) {
+            bool blank = pkv_i_is_blank(e, i);
+            run = blank ? run + 1 : 0;
+            if (run > e->bound[b] || (blank && i >= e->n_pages)) {
+                return pkv_i_fail_at(err, PKV_E_CORRUPT, PKV_RULE_PAGE, i, run, e->bound[b],
+                                     "a run is longer than its block's bound, or past the end");
+            }
+        }
+    }
+    return PKV_OK;
+}
+
+pkv_status pkv_pool_check(const pkv_pool *pool, pkv_error *err)
+{
+    PKV_I_TRY(pkv_i_pool_check_args(pool, NULL, 0, err));
+    pkv_i_extents e = pkv_i_pool_extents(pool);
+    census        sum = {0};
+    for (int64_t i = 0; i < pool->n_pages; i++) {
+        PKV_I_TRY(check_page(pool, &e, i, &sum, err));
+    }
+    const pkv_i_pool_now *now = &pool->now;
+    if (sum.n_blank != now->n_blank || sum.n_cached != now->n_cached ||
+        sum.n_used != now->n_used || sum.n_shared != now->n_shared) {
+        return pkv_i_fail(err, PKV_E_CORRUPT, "a count is not what the pages add up to");
+    }
+    PKV_I_TRY(check_ring(pool, sum.n_queued, err));
+    return check_blocks(&e, err);
+}
