@@ -136,7 +136,7 @@ static bool token_matches(engine *e, int64_t row, int64_t position, unsigned cha
 static int64_t count_stray_rest(engine *e, int64_t row, int64_t n_tokens)
 {
     int64_t n_pages = 0, strays = 0;
-    schedule_row_pages(&e->schedule, row, &n_pages);
+    ledger_of(&e->schedule.ledger, row, &n_pages);
     for (int64_t position = n_tokens; position < n_pages * e->o->page_size; position++) {
         strays += count_stray_slot(e, engine_row_slot(e, row, position));
     }
@@ -166,7 +166,7 @@ void engine_verify_row(engine *e, int64_t row)
 void engine_poison_row(const engine *e, int64_t row)
 {
     int64_t        n_pages = 0;
-    const int32_t *pages = schedule_row_pages(&e->schedule, row, &n_pages);
+    const int32_t *pages = ledger_of(&e->schedule.ledger, row, &n_pages);
     const int64_t  page_bytes = e->o->page_size * e->shape.row_bytes;
     for (int64_t i = 0; i < n_pages; i++) {
         for (int64_t layer = 0; layer < e->o->num_layers; layer++) {

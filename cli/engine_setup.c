@@ -26,9 +26,12 @@ uint64_t engine_request_key(const engine *e, int64_t row)
 
 int64_t engine_row_slot(const engine *e, int64_t row, int64_t position)
 {
-    const int32_t *pages = e->schedule.block_table + row * e->schedule.width;
+    int64_t        n_pages = 0;
+    const int32_t *pages = ledger_of(&e->schedule.ledger, row, &n_pages);
     return pages[position / e->o->page_size] * e->o->page_size + position % e->o->page_size;
 }
+
+enum { POOL_PAGE_BYTES = 49 }; /* most that the pool takes for a page */
 
 static int size_shape(engine *e)
 {
@@ -46,13 +49,13 @@ static int size_shape(engine *e)
 }
 
 /*
- * Pages that 2 GiB of K/V hold, or, with a stamp a slot and a place on the stack
- * of free pages, a quarter of the memory; but at least those of the longest request.
+ * Pages that 2 GiB of K/V hold, or, with a stamp a slot, a place in the pool and
+ * a note, a quarter of the memory; but at least those of the longest request.
  */
 static int64_t default_pages(const engine *e)
 {
     const uint64_t memory = cli_memory_bytes();
-    const int64_t  extra_bytes = e->o->page_size + (int64_t)sizeof(int32_t);
+    const int64_t  extra_bytes = e->o->page_size + POOL_PAGE_BYTES + (int64_t)sizeof(int32_t);
     int64_t        page_bytes = 0;
     if (__builtin_mul_overflow(e->shape.row_bytes * e->o->num_layers, e->o->page_size,
                                &page_bytes) ||
@@ -105,15 +108,27 @@ static bool add_bytes(int64_t *sum_bytes, int64_t n, int64_t item_bytes)
            !__builtin_add_overflow(*sum_bytes, bytes, sum_bytes);
 }
 
+static schedule_limits limits_of(const engine *e)
+{
+    return (schedule_limits){.page_size = e->o->page_size,
+                             .num_pages = e->result->num_pages,
+                             .max_num_reqs = e->o->max_num_reqs,
+                             .max_num_batched_tokens = e->o->max_num_batched_tokens,
+                             .allocator = e->o->allocator,
+                             .follow_arrivals = e->o->follow_arrivals};
+}
+
 /* Everything beside K and V that grows with the options: see allocate_arrays() and schedule.h. */
 static bool add_tables(const engine *e, int64_t *sum_bytes)
 {
     const replay_options *o = e->o;
     const int64_t         slots = e->result->num_pages * o->page_size;
-    const int64_t         row_entries = e->longest_pages + 4; /* a request's row of the schedule */
+    const schedule_limits limits = limits_of(e);
+    const ledger_config   pages = schedule_ledger_config(&limits, e->longest_pages);
+    const int64_t         row_bytes = 2 * sizeof(int64_t); /* of the schedule */
     return add_bytes(sum_bytes, slots, sizeof *e->stamps) &&
-           add_bytes(sum_bytes, e->result->num_pages, sizeof *e->schedule.free_pages) &&
-           add_bytes(sum_bytes, o->max_num_reqs * row_entries, sizeof(int32_t)) &&
+           ledger_add_bytes(&pages, sum_bytes) &&
+           add_bytes(sum_bytes, o->max_num_reqs, row_bytes) &&
            add_bytes(sum_bytes, o->max_num_batched_tokens, sizeof *e->tokens) &&
            add_bytes(sum_bytes, e->slices_capacity + 1,
                      N_WAYS * (3 * sizeof(int32_t) + sizeof(int64_t))) &&
@@ -222,16 +237,9 @@ int engine_set_up(engine *e)
     if (status != CLI_OK) {
         return status;
     }
-    const schedule_limits limits = {.page_size = e->o->page_size,
-                                    .num_pages = e->result->num_pages,
-                                    .max_num_reqs = e->o->max_num_reqs,
-                                    .max_num_batched_tokens = e->o->max_num_batched_tokens,
-                                    .follow_arrivals = e->o->follow_arrivals};
-    if (!schedule_init(&e->schedule, e->trace, &limits)) {
-        return cli_no_memory("the schedule");
-    }
+    const schedule_limits limits = limits_of(e);
     e->result->row_bytes = e->shape.row_bytes;
-    return CLI_OK;
+    return schedule_init(&e->schedule, e->trace, &limits, e->longest_pages);
 }
 
 void engine_touch_memory(engine *e)

@@ -27,6 +27,11 @@ static int print_help(void)
         "  --page-size N                   tokens of a page (16)\n"
         "  --num-pages N                   pages (what 2 GiB of K/V hold, or a quarter of the\n"
         "                                  memory; at least the longest request)\n"
+        "  --allocator extent|lifo|fifo    which free pages are taken: those that follow each\n"
+        "                                  other, freed last, freed first (extent)\n"
+        "  --prefix-cache off              reuse of pages; on is not in this release (off)\n"
+        "  --preempt refuse                admission reserves prompt + output; recompute is not\n"
+        "                                  in this release (refuse)\n"
         "  --num-kv-heads N                (8)        --head-dim N  (128)\n"
         "  --num-layers N                  (1)\n"
         "  --dtype NAME                    f32 f16 bf16 fp8_e4m3 fp8_e5m2 int8 int4 (bf16)\n"
@@ -75,6 +80,9 @@ enum {
     OPTION_FIRST_NUMBER = CLI_FIRST_LONG_OPTION,
     OPTION_FORMAT = CLI_FIRST_LONG_OPTION + N_NUMBERS,
     OPTION_ARRIVALS,
+    OPTION_ALLOCATOR,
+    OPTION_PREFIX_CACHE,
+    OPTION_PREEMPT,
     OPTION_DTYPE,
     OPTION_CACHE_DTYPE,
     OPTION_THREADS,
@@ -88,6 +96,9 @@ enum {
 static const struct option named[] = {
     {"format", required_argument, NULL, OPTION_FORMAT},
     {"arrivals", required_argument, NULL, OPTION_ARRIVALS},
+    {"allocator", required_argument, NULL, OPTION_ALLOCATOR},
+    {"prefix-cache", required_argument, NULL, OPTION_PREFIX_CACHE},
+    {"preempt", required_argument, NULL, OPTION_PREEMPT},
     {"dtype", required_argument, NULL, OPTION_DTYPE},
     {"cache-dtype", required_argument, NULL, OPTION_CACHE_DTYPE},
     {"threads", required_argument, NULL, OPTION_THREADS},
@@ -122,12 +133,49 @@ static int take_backend(const char *text)
     return cli_fail(CLI_USAGE, "--backend \"%.60s\": not cpu or cuda", text);
 }
 
+const char *replay_allocator_name(int32_t allocator)
+{
+    switch (allocator) {
+    case PKV_POOL_EXTENT: return "extent";
+    case PKV_POOL_LIFO: return "lifo";
+    case PKV_POOL_FIFO: return "fifo";
+    default: return NULL;
+    }
+}
+
+static int take_allocator(const char *text, int32_t *out)
+{
+    const char *name;
+    for (int32_t i = 0; (name = replay_allocator_name(i)) != NULL; i++) {
+        if (strcmp(text, name) == 0) {
+            *out = i;
+            return CLI_OK;
+        }
+    }
+    return cli_fail(CLI_USAGE, "--allocator \"%.60s\": not extent, lifo or fifo", text);
+}
+
+/* An option of which this release has the first value only. */
+static int take_first_word(const char *option, const char *text, const char *first,
+                           const char *second)
+{
+    bool is_second = false;
+    int  status = take_word(option, text, first, second, &is_second);
+    if (status == CLI_OK && is_second) {
+        return cli_fail(CLI_USAGE, "%s %s: not in this release", option, second);
+    }
+    return status;
+}
+
 static int take_named(int option, replay_options *o)
 {
     switch (option) {
     case OPTION_FORMAT: o->format = optarg; return CLI_OK;
     case OPTION_ARRIVALS:
         return take_word("--arrivals", optarg, "now", "trace", &o->follow_arrivals);
+    case OPTION_ALLOCATOR: return take_allocator(optarg, &o->allocator);
+    case OPTION_PREFIX_CACHE: return take_first_word("--prefix-cache", optarg, "off", "on");
+    case OPTION_PREEMPT: return take_first_word("--preempt", optarg, "refuse", "recompute");
     case OPTION_DTYPE:
         return cli_parse_dtype("--dtype", optarg, &o->dtype) ? CLI_OK : CLI_USAGE;
     case OPTION_CACHE_DTYPE:
@@ -248,7 +296,7 @@ int cmd_replay(int argc, char **argv)
                         .max_num_batched_tokens = 8192, .num_kv_heads = 8, .head_dim = 128,
                         .num_layers = 1, .num_slices_per_block = 64, .seed = 1,
                         .threads = pkv_default_threads(), .dtype = PKV_DTYPE_BF16,
-                        .verify = true};
+                        .allocator = PKV_POOL_EXTENT, .verify = true};
     bool done = false;
     int  status = parse_options(argc, argv, &o, &done);
     if (done || status != CLI_OK) {

@@ -24,6 +24,7 @@ typedef struct replay_options {
     int64_t     seed;
     pkv_dtype   dtype;
     pkv_dtype   cache_dtype;
+    int32_t     allocator; /* PKV_POOL_* */
     bool        follow_arrivals;
     bool        verify;
     bool        quiet;
@@ -50,6 +51,9 @@ typedef struct replay_result {
     int64_t     num_pages;
     int64_t     pages_peak;
     int64_t     pages_leaked;
+    int64_t     evictions;
+    int64_t     cow_pages;
+    int64_t     largest_extent_pages; /* the smallest that it was */
     int64_t     plan_ns;
     int64_t     plan_ns_merged;
     int64_t     verified_tokens;
@@ -64,6 +68,9 @@ typedef struct replay_result {
     int64_t     histogram_size;
     series      series; /* points NULL: not asked for */
 } replay_result;
+
+/* Name of a PKV_POOL_* allocator; NULL behind the last one. */
+const char *replay_allocator_name(int32_t allocator);
 
 /* Runs the trace.  An exit status; *out is to be freed whatever it is. */
 int  replay_run(const replay_options *o, const trace *t, replay_result *out);

@@ -62,8 +62,8 @@ static void print_checks(FILE *out, const replay_options *o, const replay_result
     } else {
         fprintf(out, "not checked (--verify off)\n");
     }
-    fprintf(out, "pages     %" PRId64 " at the peak, %" PRId64 " leaked\n\n", r->pages_peak,
-            r->pages_leaked);
+    fprintf(out, "pages     %" PRId64 " at the peak, %" PRId64 " leaked (allocator %s)\n\n",
+            r->pages_peak, r->pages_leaked, replay_allocator_name(o->allocator));
 }
 
 /* The n-th percentile of a histogram over numbers of slices. */
@@ -262,7 +262,7 @@ static json_t *counts_json(const replay_options *o, const replay_result *r, cons
 {
     return json_pack(
         "{s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:I, "
-        "s:I, s:I, s:I, s:I}",
+        "s:I, s:I}",
         "requests", (json_int_t)r->requests, "requests_finished", (json_int_t)r->requests_finished,
         "steps", (json_int_t)all->steps, "tokens_written", (json_int_t)all->tokens,
         "prompt_tokens", (json_int_t)r->prompt_tokens, "slices_static",
@@ -274,9 +274,19 @@ static json_t *counts_json(const replay_options *o, const replay_result *r, cons
         (json_int_t)all->update_ns[WAY_EXACT], "update_ns_merged",
         (json_int_t)all->update_ns[WAY_MERGED], "verified_tokens", (json_int_t)r->verified_tokens,
         "mismatched_tokens", (json_int_t)r->mismatched_tokens, "poison_errors",
-        (json_int_t)r->poison_errors, "plan_errors", (json_int_t)r->plan_errors, "pages_peak",
-        (json_int_t)r->pages_peak, "pages_leaked", (json_int_t)r->pages_leaked, "elapsed_ns",
+        (json_int_t)r->poison_errors, "plan_errors", (json_int_t)r->plan_errors, "elapsed_ns",
         (json_int_t)r->elapsed_ns);
+}
+
+/* Nothing is reused and nobody put back in this release. */
+static json_t *pages_json(const replay_options *o, const replay_result *r)
+{
+    return json_pack("{s:s, s:I, s:I, s:I, s:I, s:I, s:I, s:I}", "allocator",
+                     replay_allocator_name(o->allocator), "pages_peak", (json_int_t)r->pages_peak,
+                     "pages_leaked", (json_int_t)r->pages_leaked, "largest_extent_pages",
+                     (json_int_t)r->largest_extent_pages, "evictions", (json_int_t)r->evictions,
+                     "cow_pages", (json_int_t)r->cow_pages, "prefix_hit_tokens", (json_int_t)0,
+                     "preemptions", (json_int_t)0);
 }
 
 json_t *replay_json(const replay_options *o, const trace *t, const replay_result *r)
@@ -294,10 +304,13 @@ json_t *replay_json(const replay_options *o, const trace *t, const replay_result
                   kind_json(o, r, &r->kind[KIND_DECODE]), "with_prefill",
                   kind_json(o, r, &r->kind[KIND_PREFILL]), "options", options_json(o, r), "format",
                   t->format, "series", o->series_path);
-    if (root == NULL || rest == NULL || json_object_update(root, rest) != 0) {
+    json_t           *pages = pages_json(o, r);
+    if (root == NULL || rest == NULL || pages == NULL || json_object_update(root, pages) != 0 ||
+        json_object_update(root, rest) != 0) {
         json_decref(root);
         root = NULL;
     }
+    json_decref(pages);
     json_decref(rest);
     return root;
 }

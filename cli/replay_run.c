@@ -79,14 +79,13 @@ static void pad_static(engine *e)
  */
 static int plan_step(engine *e)
 {
-    const schedule *s = &e->schedule;
-    const pkv_batch batch = {.struct_size = sizeof batch, .n_requests = s->n_rows,
-                             .computed = s->computed, .scheduled = s->scheduled,
-                             .block_table = s->block_table, .block_table_stride = s->width,
-                             .block_table_width = s->width, .page_size = e->o->page_size,
-                             .n_pages = e->result->num_pages};
-    int first = e->step % 2 == 0 ? WAY_EXACT : WAY_MERGED;
-    int status = plan_way(e, &batch, first);
+    schedule *s = &e->schedule;
+    pkv_batch batch;
+    int       first = e->step % 2 == 0 ? WAY_EXACT : WAY_MERGED;
+    int       status = ledger_batch(&s->ledger, s->computed, s->scheduled, s->n_rows, &batch);
+    if (status == CLI_OK) {
+        status = plan_way(e, &batch, first);
+    }
     if (status == CLI_OK) {
         status = plan_way(e, &batch, WAY_EXACT + WAY_MERGED - first);
     }
@@ -129,7 +128,7 @@ static void count_step(engine *e, const int64_t ns[N_WAYS])
                                    .update_ns_static = ns[WAY_STATIC],
                                    .update_ns_exact = ns[WAY_EXACT],
                                    .update_ns_merged = ns[WAY_MERGED], .running = s->n_running,
-                                   .pages_used = s->limits.num_pages - s->n_free});
+                                   .pages_used = s->ledger.n_held});
     }
 }
 
@@ -168,18 +167,20 @@ static int write_step(engine *e)
 }
 
 /* Counts the step's tokens and lets go of requests that are done. */
-static void end_requests(engine *e)
+static int end_requests(engine *e)
 {
+    int status = CLI_OK;
     schedule_commit(&e->schedule);
-    for (int64_t row = e->schedule.n_rows - 1; row >= 0; row--) {
+    for (int64_t row = e->schedule.n_rows - 1; status == CLI_OK && row >= 0; row--) {
         if (row < e->schedule.n_rows && schedule_row_done(&e->schedule, row)) {
             if (e->o->verify) {
                 engine_verify_row(e, row);
                 engine_poison_row(e, row);
             }
-            schedule_end_row(&e->schedule, row);
+            status = schedule_end_row(&e->schedule, row);
         }
     }
+    return status;
 }
 
 /* ---- the run --------------------------------------------------------------------------- */
@@ -193,7 +194,7 @@ static void show_progress(const engine *e, bool last)
         fprintf(stderr, "step %" PRId64 "  requests %" PRId64 "/%" PRId64 "  running %" PRId64
                         "  pages %" PRId64 "/%" PRId64,
                 e->step, s->n_finished, e->trace->n_requests, s->n_running,
-                s->limits.num_pages - s->n_free, s->limits.num_pages);
+                s->ledger.n_held, s->limits.num_pages);
     }
     fflush(stderr);
 }
@@ -203,11 +204,15 @@ static int run_steps(engine *e)
     const int64_t interval_ns = 100000000;
     const bool    progress = !e->o->quiet && cli_is_terminal(stderr);
     int64_t       shown = cli_now_ns();
-    int           status = CLI_OK;
-    while (status == CLI_OK && schedule_step(&e->schedule)) {
+    bool          more = true;
+    int           status = schedule_step(&e->schedule, &more);
+    while (status == CLI_OK && more) {
         status = write_step(e);
         if (status == CLI_OK) {
-            end_requests(e);
+            status = end_requests(e);
+        }
+        if (status == CLI_OK) {
+            status = schedule_step(&e->schedule, &more);
         }
         if (progress && cli_now_ns() - shown > interval_ns) {
             shown = cli_now_ns();
@@ -220,14 +225,25 @@ static int run_steps(engine *e)
     return status;
 }
 
-static void collect(engine *e)
+/* The counts of the run; a pool that is not as it should be is a difference. */
+static int collect(engine *e)
 {
-    replay_result *r = e->result;
+    replay_result  *r = e->result;
+    const ledger   *p = &e->schedule.ledger;
+    pkv_pool_counts counts;
+    int             status = ledger_counts(p, &counts);
+    if (status == CLI_OK && !e->reported) {
+        status = ledger_check(p, &counts);
+    }
     r->requests = e->trace->n_requests;
     r->requests_finished = e->schedule.n_finished;
     r->prompt_tokens = e->schedule.prompt_tokens;
-    r->pages_peak = e->schedule.pages_peak;
-    r->pages_leaked = r->num_pages - e->schedule.n_free;
+    r->pages_peak = p->n_held_peak;
+    r->pages_leaked = counts.n_used;
+    r->evictions = counts.n_evictions;
+    r->cow_pages = p->n_copies;
+    r->largest_extent_pages = p->least_extent;
+    return status;
 }
 
 int replay_run(const replay_options *o, const trace *t, replay_result *out)
@@ -242,7 +258,7 @@ int replay_run(const replay_options *o, const trace *t, replay_result *out)
         if (status == CLI_OK && o->verify) {
             engine_check_poison(&e);
         }
-        collect(&e);
+        status = status != CLI_OK ? status : collect(&e);
     }
     engine_tear_down(&e);
     out->elapsed_ns = cli_now_ns() - start;

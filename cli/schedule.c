@@ -1,8 +1,8 @@
 /* Continuous batching: see schedule.h and docs/replay.md. */
 #include "schedule.h"
 
+#include <inttypes.h>
 #include <stdlib.h>
-#include <string.h>
 
 /* A model of step time for follow_arrivals: rough figures of an 8B model on one GPU. */
 enum { STEP_NS = 4000000, TOKEN_NS = 32000, CONTEXT_TOKEN_NS = 37 };
@@ -19,39 +19,28 @@ int64_t schedule_pages(const trace_request *r, int64_t page_size)
     return tokens / page_size + (tokens % page_size != 0 ? 1 : 0);
 }
 
-static int64_t widest_request(const trace *t, int64_t page_size)
+ledger_config schedule_ledger_config(const schedule_limits *limits, int64_t width)
 {
-    int64_t width = 1;
-    for (int64_t i = 0; i < t->n_requests; i++) {
-        int64_t pages = schedule_pages(&t->requests[i], page_size);
-        width = pages > width ? pages : width;
-    }
-    return width;
+    return (ledger_config){.allocator = limits->allocator, .page_size = limits->page_size,
+                          .num_pages = limits->num_pages, .n_rows = limits->max_num_reqs,
+                          .width = width};
 }
 
-bool schedule_init(schedule *s, const trace *t, const schedule_limits *limits)
+int schedule_init(schedule *s, const trace *t, const schedule_limits *limits, int64_t width)
 {
     *s = (schedule){.limits = *limits, .trace = t, .prefill = -1};
-    s->width = widest_request(t, limits->page_size);
     const size_t rows = (size_t)limits->max_num_reqs;
     s->request = malloc(rows * sizeof *s->request);
     s->computed = calloc(rows, sizeof *s->computed);
     s->scheduled = calloc(rows, sizeof *s->scheduled);
-    s->block_table = calloc(rows * (size_t)s->width, sizeof *s->block_table);
-    s->free_pages = malloc((size_t)limits->num_pages * sizeof *s->free_pages);
-    if (s->request == NULL || s->computed == NULL || s->scheduled == NULL ||
-        s->block_table == NULL || s->free_pages == NULL) {
-        schedule_free(s);
-        return false;
+    if (s->request == NULL || s->computed == NULL || s->scheduled == NULL) {
+        return cli_no_memory("the schedule");
     }
     for (int64_t row = 0; row < limits->max_num_reqs; row++) {
         s->request[row] = -1;
     }
-    s->n_free = limits->num_pages;
-    for (int64_t i = 0; i < s->n_free; i++) {
-        s->free_pages[i] = (int32_t)(s->n_free - 1 - i);
-    }
-    return true;
+    const ledger_config config = schedule_ledger_config(limits, width);
+    return ledger_init(&s->ledger, &config);
 }
 
 void schedule_free(schedule *s)
@@ -59,8 +48,7 @@ void schedule_free(schedule *s)
     free(s->request);
     free(s->computed);
     free(s->scheduled);
-    free(s->block_table);
-    free(s->free_pages);
+    ledger_free(&s->ledger);
     *s = (schedule){0};
 }
 
@@ -78,7 +66,7 @@ static int64_t free_row(const schedule *s)
     return row;
 }
 
-/* The next waiting request, if it has arrived and a row and its pages are free. */
+/* The next waiting request, if it has arrived and a row is free. */
 static const trace_request *admissible(const schedule *s)
 {
     if (s->next >= s->trace->n_requests || s->n_running >= s->limits.max_num_reqs) {
@@ -86,26 +74,27 @@ static const trace_request *admissible(const schedule *s)
     }
     const trace_request *r = &s->trace->requests[s->next];
     bool here = !s->limits.follow_arrivals || r->arrival_ns <= s->clock_ns;
-    return here && schedule_pages(r, s->limits.page_size) <= s->n_free ? r : NULL;
+    return here ? r : NULL;
 }
 
-static int64_t admit(schedule *s, const trace_request *r)
+/* Gives a request a row and all its pages; without them (*row < 0) it goes on waiting. */
+static int admit(schedule *s, const trace_request *r, int64_t *row)
 {
-    int64_t  row = free_row(s);
-    int64_t  n_pages = schedule_pages(r, s->limits.page_size);
-    int32_t *pages = s->block_table + row * s->width;
-    for (int64_t i = 0; i < n_pages; i++) {
-        pages[i] = s->free_pages[--s->n_free];
+    const int64_t at = free_row(s);
+    bool          got = false;
+    int status = ledger_take(&s->ledger, at, r->prompt_tokens + r->output_tokens, &got);
+    *row = -1;
+    if (status != CLI_OK || !got) {
+        return status;
     }
-    s->request[row] = s->next++;
-    s->computed[row] = 0;
-    s->scheduled[row] = 0;
+    *row = at;
+    s->request[at] = s->next++;
+    s->computed[at] = 0;
+    s->scheduled[at] = 0;
     s->n_running++;
-    s->n_rows = row + 1 > s->n_rows ? row + 1 : s->n_rows;
+    s->n_rows = at + 1 > s->n_rows ? at + 1 : s->n_rows;
     s->prompt_tokens += r->prompt_tokens;
-    int64_t used = s->limits.num_pages - s->n_free;
-    s->pages_peak = used > s->pages_peak ? used : s->pages_peak;
-    return row;
+    return CLI_OK;
 }
 
 /* As much of a row's prompt as the budget has left; the rest waits as the prefill. */
@@ -139,10 +128,28 @@ static void wait_for_arrival(schedule *s)
     s->clock_ns = arrival > s->clock_ns ? arrival : s->clock_ns;
 }
 
-bool schedule_step(schedule *s)
+/* First come first served: who does not get its pages keeps all behind it waiting. */
+static int schedule_admissions(schedule *s, int64_t *budget)
 {
-    if (s->n_running == 0 && s->next == s->trace->n_requests) {
-        return false;
+    const int64_t first = s->next;
+    int           status = CLI_OK;
+    while (status == CLI_OK && *budget > 0 && s->prefill < 0) {
+        const trace_request *r = admissible(s);
+        int64_t              row = -1;
+        status = r != NULL ? admit(s, r, &row) : CLI_OK;
+        if (row < 0) {
+            break;
+        }
+        schedule_prompt(s, row, budget);
+    }
+    return status == CLI_OK && s->next > first ? ledger_measure(&s->ledger) : status;
+}
+
+int schedule_step(schedule *s, bool *more)
+{
+    *more = s->n_running > 0 || s->next < s->trace->n_requests;
+    if (!*more) {
+        return CLI_OK;
     }
     if (s->n_running == 0) {
         wait_for_arrival(s);
@@ -153,15 +160,13 @@ bool schedule_step(schedule *s)
     if (s->prefill >= 0 && budget > 0) {
         schedule_prompt(s, s->prefill, &budget);
     }
-    while (budget > 0 && s->prefill < 0) {
-        const trace_request *r = admissible(s);
-        if (r == NULL) {
-            break;
-        }
-        schedule_prompt(s, admit(s, r), &budget);
+    int status = schedule_admissions(s, &budget);
+    if (status == CLI_OK && s->n_running == 0) {
+        return cli_fail(CLI_DIFFERENCE, "the pool has no pages for request %" PRId64
+                                        ", though nobody holds any", s->next);
     }
     s->n_tokens = s->limits.max_num_batched_tokens - budget;
-    return true;
+    return status;
 }
 
 bool schedule_row_done(const schedule *s, int64_t row)
@@ -181,13 +186,8 @@ void schedule_commit(schedule *s)
     s->clock_ns += STEP_NS + TOKEN_NS * s->n_tokens + CONTEXT_TOKEN_NS * context_tokens;
 }
 
-void schedule_end_row(schedule *s, int64_t row)
+int schedule_end_row(schedule *s, int64_t row)
 {
-    int64_t        n_pages = 0;
-    const int32_t *pages = schedule_row_pages(s, row, &n_pages);
-    for (int64_t i = n_pages; i > 0; i--) {
-        s->free_pages[s->n_free++] = pages[i - 1];
-    }
     s->request[row] = -1;
     s->computed[row] = 0;
     s->n_running--;
@@ -195,10 +195,5 @@ void schedule_end_row(schedule *s, int64_t row)
     while (s->n_rows > 0 && s->request[s->n_rows - 1] < 0) {
         s->n_rows--;
     }
-}
-
-const int32_t *schedule_row_pages(const schedule *s, int64_t row, int64_t *n_pages)
-{
-    *n_pages = schedule_pages(row_request(s, row), s->limits.page_size);
-    return s->block_table + row * s->width;
+    return ledger_give(&s->ledger, row);
 }

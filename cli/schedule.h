@@ -5,6 +5,7 @@
 #ifndef PAGEDKV_CLI_SCHEDULE_H
 #define PAGEDKV_CLI_SCHEDULE_H
 
+#include "ledger.h"
 #include "trace.h"
 
 typedef struct schedule_limits {
@@ -12,6 +13,7 @@ typedef struct schedule_limits {
     int64_t num_pages;
     int64_t max_num_reqs;
     int64_t max_num_batched_tokens;
+    int32_t allocator;       /* PKV_POOL_* */
     bool    follow_arrivals; /* else all requests wait from the start */
 } schedule_limits;
 
@@ -26,14 +28,11 @@ typedef struct schedule {
     int64_t         n_running;
     int64_t         n_rows;    /* rows up to the last one in use */
     int64_t         prefill;   /* row of the one unfinished prefill, or -1 */
-    int64_t         width;     /* entries of a row of the block table */
     int64_t        *request;   /* [max_num_reqs] index into the trace, -1: free row */
     int32_t        *computed;  /* [max_num_reqs] tokens in the cache */
     int32_t        *scheduled; /* [max_num_reqs] tokens of this step */
-    int32_t        *block_table; /* [max_num_reqs, width] */
-    int32_t        *free_pages;  /* a stack: the last one is taken first */
-    int64_t         n_free;
-    int64_t         clock_ns; /* for follow_arrivals: now, by a model of step time */
+    ledger          ledger;    /* one sequence a row */
+    int64_t         clock_ns;  /* for follow_arrivals: now, by a model of step time */
 
     /* Of the step that schedule_step() made. */
     int64_t n_tokens;
@@ -42,7 +41,6 @@ typedef struct schedule {
     /* Running totals. */
     int64_t n_finished;
     int64_t prompt_tokens; /* of admitted requests */
-    int64_t pages_peak;
 } schedule;
 
 /* Tokens whose K and V a request computes: the last output token's never are. */
@@ -51,24 +49,30 @@ int64_t schedule_total_tokens(const trace_request *r);
 /* Pages that are reserved for a request: all of prompt + output. */
 int64_t schedule_pages(const trace_request *r, int64_t page_size);
 
-/* False if memory ran out.  The trace must outlive the schedule. */
-bool schedule_init(schedule *s, const trace *t, const schedule_limits *limits);
+/* What its pages need to know; `width` is for the longest request of the trace. */
+ledger_config schedule_ledger_config(const schedule_limits *limits, int64_t width);
+
+/*
+ * An exit status.  The trace must outlive the schedule.  schedule_free() in any
+ * case.
+ */
+int  schedule_init(schedule *s, const trace *t, const schedule_limits *limits, int64_t width);
 void schedule_free(schedule *s);
 
-/* Decides the next step; false when every request is done. */
-bool schedule_step(schedule *s);
+/*
+ * Decides the next step; *more is false when every request is done.  An exit
+ * status: CLI_DIFFERENCE if the pool or a sequence does not what it should.
+ */
+int schedule_step(schedule *s, bool *more);
 
 /* Is this row's request done once the step's tokens are written? */
 bool schedule_row_done(const schedule *s, int64_t row);
 
 /*
  * After the step: counts its tokens as computed.  Then rows that are done can
- * be ended, which frees their pages, forward order kept for the next owner.
+ * be ended, which gives their pages back; an exit status as schedule_step().
  */
 void schedule_commit(schedule *s);
-void schedule_end_row(schedule *s, int64_t row);
-
-/* The pages of a row, in order, and how many it holds. */
-const int32_t *schedule_row_pages(const schedule *s, int64_t row, int64_t *n_pages);
+int  schedule_end_row(schedule *s, int64_t row);
 
 #endif

@@ -7,6 +7,7 @@
 #define _GNU_SOURCE
 #include <dlfcn.h>
 #include <errno.h>
+#include <malloc.h>
 #include <stdatomic.h>
 #include <stdbool.h>
 #include <stdlib.h>
@@ -59,4 +60,9 @@ void *calloc(size_t n, size_t bytes)
 void *realloc(void *old, size_t bytes)
 {
     return must_fail(__builtin_return_address(0)) ? NULL : __libc_realloc(old, bytes);
+}
+
+void *aligned_alloc(size_t align, size_t bytes)
+{
+    return must_fail(__builtin_return_address(0)) ? NULL : memalign(align, bytes);
 }

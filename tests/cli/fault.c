@@ -23,6 +23,17 @@ pkv_status __real_pkv_plan(const pkv_batch *batch, int64_t max_slice_tokens, pkv
 pkv_status __wrap_pkv_plan(const pkv_batch *batch, int64_t max_slice_tokens, pkv_slices *out,
                            int64_t *n_tokens_out, pkv_error *err);
 
+pkv_status __real_pkv_seqs_reserve(pkv_seqs *seqs, const pkv_seq *seqs_of_step,
+                                   const int32_t *n_tokens, int64_t n, int64_t room,
+                                   pkv_page_copy *copies, int64_t max_copies,
+                                   int64_t *n_copies_out, pkv_error *err);
+pkv_status __wrap_pkv_seqs_reserve(pkv_seqs *seqs, const pkv_seq *seqs_of_step,
+                                   const int32_t *n_tokens, int64_t n, int64_t room,
+                                   pkv_page_copy *copies, int64_t max_copies,
+                                   int64_t *n_copies_out, pkv_error *err);
+pkv_status __real_pkv_seq_close(pkv_seqs *seqs, pkv_seq seq, pkv_error *err);
+pkv_status __wrap_pkv_seq_close(pkv_seqs *seqs, pkv_seq seq, pkv_error *err);
+
 /* Number of the update call that comes next. */
 static int64_t next_call;
 
@@ -165,12 +176,23 @@ pkv_status __wrap_pkv_update_layers(const pkv_cache *caches, const pkv_new_kv *n
     return faulty_call(caches, new_kvs, n_layers, groups, opts, err, way_of(call));
 }
 
+/* The page that the first request writes next becomes its neighbour; then itself again. */
+static void move_table(const pkv_batch *batch)
+{
+    const int64_t row = batch->table_rows != NULL ? batch->table_rows[0] : 0;
+    int32_t *pages = (int32_t *)(uintptr_t)batch->block_table + row * batch->block_table_stride;
+    pages[batch->computed[0] / batch->page_size] ^= 1;
+}
+
 /* A plan without its last slice, or with it in two; FAULT_AT is the step's first update. */
 pkv_status __wrap_pkv_plan(const pkv_batch *batch, int64_t max_slice_tokens, pkv_slices *out,
                            int64_t *n_tokens_out, pkv_error *err)
 {
     const char *way = max_slice_tokens == 0 ? "merged" : "exact";
-    pkv_status  status = __real_pkv_plan(batch, max_slice_tokens, out, n_tokens_out, err);
+    if (is_fault("table-moves", NULL) && number_from("FAULT_AT", next_call) == next_call) {
+        move_table(batch);
+    }
+    pkv_status status = __real_pkv_plan(batch, max_slice_tokens, out, n_tokens_out, err);
     if (status != PKV_OK || number_from("FAULT_AT", next_call) != next_call) {
         return status;
     }
@@ -186,4 +208,38 @@ pkv_status __wrap_pkv_plan(const pkv_batch *batch, int64_t max_slice_tokens, pkv
         *out->num_slices = last + 2;
     }
     return status;
+}
+
+/* No pages at all; or, as the first of each sequence, one that is in use or none. */
+pkv_status __wrap_pkv_seqs_reserve(pkv_seqs *seqs, const pkv_seq *seqs_of_step,
+                                   const int32_t *n_tokens, int64_t n, int64_t room,
+                                   pkv_page_copy *copies, int64_t max_copies,
+                                   int64_t *n_copies_out, pkv_error *err)
+{
+    static int32_t first_page = -1;
+    if (is_fault("no-pages", NULL)) {
+        return PKV_E_NO_PAGES;
+    }
+    pkv_status status = __real_pkv_seqs_reserve(seqs, seqs_of_step, n_tokens, n, room, copies,
+                                                max_copies, n_copies_out, err);
+    pkv_seq_state state = {.struct_size = sizeof state};
+    if (status == PKV_OK && pkv_seq_info(seqs, seqs_of_step[0], &state, err) == PKV_OK) {
+        int32_t *pages = (int32_t *)(uintptr_t)state.pages;
+        first_page = first_page < 0 ? pages[0] : first_page;
+        if (is_fault("page-twice", NULL)) {
+            pages[0] = first_page;
+        } else if (is_fault("page-none", NULL)) {
+            pages[0] = INT32_MAX;
+        }
+    }
+    return status;
+}
+
+/* A sequence that keeps its pages; FAULT_AT is the next step's first update. */
+pkv_status __wrap_pkv_seq_close(pkv_seqs *seqs, pkv_seq seq, pkv_error *err)
+{
+    if (is_fault("leak", NULL) && number_from("FAULT_AT", next_call) == next_call) {
+        return PKV_OK;
+    }
+    return __real_pkv_seq_close(seqs, seq, err);
 }

@@ -105,6 +105,24 @@ class Faults(unittest.TestCase):
                 self.check_found(COUNT.replace("(exact|merged)", way), MANY, FAULT=f"{fault}-{way}",
                                  FAULT_AT=0)
 
+    def test_pages(self):
+        handed_out = r"the pool handed out page \d+, which is "
+        self.check_found(handed_out + "in use", MANY, FAULT="page-twice")
+        self.check_found(handed_out + "none", MANY, FAULT="page-none")
+        self.check_found("the pool has no pages for request 0, though nobody holds any", MANY,
+                         FAULT="no-pages")
+
+    def test_leaks(self):
+        """At the last step's end it is the count that is wrong; before, places run out."""
+        self.check_found(r"the pool counts \d+ pages in use and \d+ at the peak; noted are 0 and "
+                         r"\d+", MANY, FAULT="leak", FAULT_AT=3 * self.n_steps)
+        self.check_found("opening a sequence: [^\n]+", MANY, FAULT="leak")
+
+    def test_block_table_that_changes(self):
+        place = f"({TOKEN}|{STRAY}|{COUNT})"
+        for step in range(0, self.n_steps, 13):
+            self.check_found(place, MANY, FAULT="table-moves", FAULT_AT=3 * step)
+
 
 if __name__ == "__main__":
     if len(sys.argv) < 2:

@@ -424,14 +424,16 @@ class Replay(Case):
                          "--num-pages", 16)
         self.check_fails(3, r": request 0 needs \d+ pages", "replay", "--num-pages", 1)
         self.check_fails(3, r"\d.*(bytes|[GT]iB)", "replay", trace, "--num-pages", 100000000)
+        self.check_fails(3, "a cache of 2147483647 pages of 1 tokens is too large", "replay", trace,
+                         "--page-size", 1, "--num-pages", 2**31 - 1)
 
     def test_everything_that_grows_is_in_the_memory_check(self):
         """Rows of two bytes: K and V are the least of it."""
         tiny = ("--num-kv-heads", 1, "--head-dim", 1, "--dtype", "int8")
         memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGESIZE")
-        # A page of one token: 2 bytes of K and V, a stamp, 4 bytes on the stack of free pages.
-        pages = min(memory // 2 // 6, 2**31 - 1)
-        if pages * 7 > memory // 2:
+        # A page of one token: 2 bytes of K and V, a stamp, a note of 4 bytes, 33 in the pool.
+        pages = min(memory // 2 // 40 + 1, 2**30)
+        if pages * 40 > memory // 2:
             self.check_fails(3, "of tables are more than half of the memory", "replay", *tiny,
                              DATA / "azure_small.csv", "--page-size", 1, "--num-pages", pages)
         # A block table of 2^20 rows that are as long as the longest request.
