@@ -13,7 +13,7 @@ enum { DEFAULT_SECONDS = 60, QUICK_SECONDS = 4 };
 
 static int print_help(void)
 {
-    printf("Usage: pagedkv bench [update] [plan] [OPTION...]\n"
+    printf("Usage: pagedkv bench [update] [plan] [pool] [OPTION...]\n"
            "\n"
            "Measures the library against plain copies of the same bytes, one thread and all,\n"
            "interleaved in shuffled rounds, and checks what each wrote.\n"
@@ -22,10 +22,14 @@ static int print_help(void)
            "          an eighth of the memory; all slots are visited before one comes again;\n"
            "          what does not fit is left out\n"
            "  plan    turn block tables into slices\n"
+           "  pool    take and give back pages of a pool, and of a plain linked list\n"
            "\n"
            "  --pattern NAME      update: single, decode, prefill, merged, mixed,\n"
            "                      fixture;\n"
-           "                      plan: decode, prefill, mixed (all)\n"
+           "                      plan: decode, prefill, mixed;\n"
+           "                      pool: alloc, free, touch, alloc_runs, free_runs,\n"
+           "                      alloc_scattered, free_scattered, grow, reserve, fork, trim,\n"
+           "                      close (all)\n"
            "  --layout NAME       combined, nhd, hnd or all (combined and nhd)\n"
            "  --source NAME       what is read: cold, warm or both (cold; warm too where rows\n"
            "                      are few); for plan the block tables\n"
@@ -205,15 +209,17 @@ static bool take_option(int option, bench_options *o)
 
 static int parse_cases(int argc, char **argv, bench_options *o)
 {
-    o->run_update = optind == argc;
-    o->run_plan = optind == argc;
+    o->run_update = o->run_plan = o->run_pool = optind == argc;
     for (; optind < argc; optind++) {
         if (strcmp(argv[optind], "update") == 0) {
             o->run_update = true;
         } else if (strcmp(argv[optind], "plan") == 0) {
             o->run_plan = true;
+        } else if (strcmp(argv[optind], "pool") == 0) {
+            o->run_pool = true;
         } else {
-            return cli_fail(CLI_USAGE, "bench: no case \"%.60s\" (there are update and plan)",
+            return cli_fail(CLI_USAGE,
+                            "bench: no case \"%.60s\" (there are update, plan and pool)",
                             argv[optind]);
         }
     }
@@ -247,19 +253,31 @@ void bench_progress(const bench_options *options, const char *text)
     }
 }
 
-/* Planning is short work: a tenth of the time is plenty. */
+/* Each case that runs gets its share of the time: planning is short work. */
 static int run_cases(const bench_options *o, bench_results *results)
 {
-    int64_t now = cli_now_ns();
-    int64_t deadline_ns = now + o->seconds * 1000000000;
-    int     status = CLI_OK;
+    const struct {
+        bool runs;
+        int  share;
+        int (*run)(const bench_options *o, int64_t deadline_ns, bench_results *results);
+    } cases[] = {
+        {o->run_update, 9, bench_update},
+        {o->run_plan, 1, bench_plan},
+        {o->run_pool, 2, bench_pool},
+    };
+    const size_t n_cases = sizeof cases / sizeof cases[0];
+    int64_t      start_ns = cli_now_ns();
+    int          shares = 0, shares_done = 0, status = CLI_OK;
 
-    if (o->run_update) {
-        int64_t update_ns = o->run_plan ? o->seconds * 900000000 : o->seconds * 1000000000;
-        status = bench_update(o, now + update_ns, results);
+    for (size_t i = 0; i < n_cases; i++) {
+        shares += cases[i].runs ? cases[i].share : 0;
     }
-    if (o->run_plan && status == CLI_OK) {
-        status = bench_plan(o, deadline_ns, results);
+    for (size_t i = 0; i < n_cases && status == CLI_OK; i++) {
+        if (cases[i].runs) {
+            shares_done += cases[i].share;
+            int64_t ns = o->seconds * 1000000000 / shares * shares_done;
+            status = cases[i].run(o, start_ns + ns, results);
+        }
     }
     bench_progress(o, NULL);
     return status;

@@ -33,6 +33,7 @@ typedef struct bench_options {
     bool          quiet;
     bool          run_update;
     bool          run_plan;
+    bool          run_pool;
     bench_machine machine;
 } bench_options;
 
@@ -54,6 +55,7 @@ typedef struct bench_row {
     int64_t     requests;
     int64_t     tokens;
     int64_t     num_slices;
+    int64_t     pages; /* of the pool */
     int64_t     threads;
     int64_t     rounds;
     int64_t     huge_pages; /* 1, 0: what the system gave */
@@ -61,6 +63,7 @@ typedef struct bench_row {
     double      ns_p25;
     double      ns_p75;
     double      ns_per_slice;
+    double      ns_per_page;
     double      bytes_per_s;
     double      limit_bytes_per_s;
     double      limit_fraction;
@@ -69,6 +72,9 @@ typedef struct bench_row {
     double      memcpy_fraction;
     double      numpy_fraction;
     double      index_copy_fraction;
+    double      linked_list_fraction;
+    double      adjacent_fraction;
+    double      used_fraction;
 } bench_row;
 
 /* Everything is null; the plain defaults for a new row. */
@@ -94,5 +100,6 @@ void bench_progress(const bench_options *options, const char *text);
 /* The cases.  Each appends its rows and is done at about deadline_ns.  Exit status. */
 int bench_update(const bench_options *options, int64_t deadline_ns, bench_results *results);
 int bench_plan(const bench_options *options, int64_t deadline_ns, bench_results *results);
+int bench_pool(const bench_options *options, int64_t deadline_ns, bench_results *results);
 
 #endif

@@ -26,7 +26,7 @@ uint64_t bench_cache_bytes(const bench_options *options)
     return bytes;
 }
 
-static int allocate(pkv_memory *memory, uint64_t bytes, bool huge_pages)
+int bench_memory_allocate(pkv_memory *memory, uint64_t bytes, bool huge_pages)
 {
     memory->struct_size = sizeof *memory;
     pkv_status status = pkv_memory_alloc(memory, bytes, huge_pages ? PKV_MEMORY_HUGE_PAGES : 0);
@@ -51,8 +51,7 @@ static void fill(const pkv_memory *memory, uint64_t seed)
     }
 }
 
-/* Nine tenths on huge pages count as huge: the ends of a mapping may not fit. */
-static bool is_huge(const pkv_memory *memory)
+bool bench_memory_is_huge(const pkv_memory *memory)
 {
     int64_t huge_bytes = hugepages_bytes(memory->data, (size_t)memory->size_bytes);
     return huge_bytes >= 0 && (uint64_t)huge_bytes >= memory->size_bytes / 10 * 9;
@@ -66,15 +65,16 @@ int bench_memory_open(bench_memory *memory, const bench_options *options, bool h
     if (memory->other == NULL) {
         return cli_no_memory("bench");
     }
-    int status = allocate(&memory->cache, bytes, huge_pages);
+    int status = bench_memory_allocate(&memory->cache, bytes, huge_pages);
     if (status == CLI_OK) {
-        status = allocate(&memory->source, bytes / 2, huge_pages);
+        status = bench_memory_allocate(&memory->source, bytes / 2, huge_pages);
     }
     if (status == CLI_OK) {
         memset(memory->other, 1, OTHER_BYTES);
         memset(memory->cache.data, 0, (size_t)memory->cache.size_bytes);
         fill(&memory->source, 7);
-        memory->huge_pages = is_huge(&memory->cache) && is_huge(&memory->source);
+        memory->huge_pages = bench_memory_is_huge(&memory->cache) &&
+                             bench_memory_is_huge(&memory->source);
     }
     return status;
 }

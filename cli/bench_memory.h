@@ -1,4 +1,4 @@
-/* The memory that `bench update` copies between, and how a layout lies in it. */
+/* Memory for the bench; what `bench update` copies between, and how a layout lies in it. */
 #ifndef PAGEDKV_CLI_BENCH_MEMORY_H
 #define PAGEDKV_CLI_BENCH_MEMORY_H
 
@@ -13,6 +13,12 @@ typedef struct bench_memory {
     char      *other; /* read between timings to push the rest out of the core's caches */
     bool       huge_pages; /* what the system gave */
 } bench_memory;
+
+/* Memory on pages of that kind where the system gives them, untouched.  Exit status. */
+int bench_memory_allocate(pkv_memory *memory, uint64_t bytes, bool huge_pages);
+
+/* Did the system?  Nine tenths count as all: the ends of a mapping may not fit. */
+bool bench_memory_is_huge(const pkv_memory *memory);
 
 /* Bytes of the cache that bench_memory_open() makes; the source has half of it. */
 uint64_t bench_cache_bytes(const bench_options *options);

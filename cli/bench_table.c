@@ -12,6 +12,7 @@ const bench_row bench_row_null = {
     .requests = -1,
     .tokens = -1,
     .num_slices = -1,
+    .pages = -1,
     .threads = -1,
     .rounds = -1,
     .huge_pages = -1,
@@ -19,6 +20,7 @@ const bench_row bench_row_null = {
     .ns_p25 = -1,
     .ns_p75 = -1,
     .ns_per_slice = -1,
+    .ns_per_page = -1,
     .bytes_per_s = -1,
     .limit_bytes_per_s = -1,
     .limit_fraction = -1,
@@ -27,6 +29,9 @@ const bench_row bench_row_null = {
     .memcpy_fraction = -1,
     .numpy_fraction = -1,
     .index_copy_fraction = -1,
+    .linked_list_fraction = -1,
+    .adjacent_fraction = -1,
+    .used_fraction = -1,
 };
 
 int bench_add(bench_results *results, const bench_row *row)
@@ -66,6 +71,7 @@ static const field fields[] = {
     {"requests", COUNT, offsetof(bench_row, requests)},
     {"tokens", COUNT, offsetof(bench_row, tokens)},
     {"num_slices", COUNT, offsetof(bench_row, num_slices)},
+    {"pages", COUNT, offsetof(bench_row, pages)},
     {"source", TEXT, offsetof(bench_row, source)},
     {"src_dtype", TEXT, offsetof(bench_row, dtype)},
     {"cache_dtype", TEXT, offsetof(bench_row, dtype)},
@@ -77,6 +83,7 @@ static const field fields[] = {
     {"ns_p25", NUMBER, offsetof(bench_row, ns_p25)},
     {"ns_p75", NUMBER, offsetof(bench_row, ns_p75)},
     {"ns_per_slice", NUMBER, offsetof(bench_row, ns_per_slice)},
+    {"ns_per_page", NUMBER, offsetof(bench_row, ns_per_page)},
     {"bytes_per_s", NUMBER, offsetof(bench_row, bytes_per_s)},
     {"limit_way", TEXT, offsetof(bench_row, limit_way)},
     {"limit_bytes_per_s", NUMBER, offsetof(bench_row, limit_bytes_per_s)},
@@ -87,6 +94,9 @@ static const field fields[] = {
     {"memcpy_fraction", NUMBER, offsetof(bench_row, memcpy_fraction)},
     {"numpy_fraction", NUMBER, offsetof(bench_row, numpy_fraction)},
     {"index_copy_fraction", NUMBER, offsetof(bench_row, index_copy_fraction)},
+    {"linked_list_fraction", NUMBER, offsetof(bench_row, linked_list_fraction)},
+    {"adjacent_fraction", NUMBER, offsetof(bench_row, adjacent_fraction)},
+    {"used_fraction", NUMBER, offsetof(bench_row, used_fraction)},
 };
 
 static json_t *field_to_json(const bench_row *row, const field *f)
@@ -224,11 +234,14 @@ static void print_update_row(FILE *out, const bench_row *row, bool show_isa)
 
 static void print_update(FILE *out, const bench_results *r, bool show_isa)
 {
+    bool any = false;
+
     for (int64_t i = 0; i < r->n_rows; i++) {
         const bench_row *first = &r->rows[i];
         if (!is_case(first, "update") || !opens_group(r, i)) {
             continue;
         }
+        any = true;
         fprintf(out, "\nupdate %s: %s;\npage size %lld, %s plan, %lld KV heads x %lld, %s\n",
                 first->pattern, pattern_meaning(first), (long long)first->page_size, first->plan,
                 (long long)first->num_kv_heads, (long long)first->head_dim, first->dtype);
@@ -240,6 +253,9 @@ static void print_update(FILE *out, const bench_results *r, bool show_isa)
                 print_update_row(out, row, show_isa);
             }
         }
+    }
+    if (!any) {
+        return;
     }
     fprintf(out,
             "\nGB/s: bytes read plus written.  The last columns say how many times as fast as\n"
@@ -314,6 +330,30 @@ static void print_plan(FILE *out, const bench_results *r)
     }
 }
 
+/* A table for each kind of memory, which is what differs most. */
+static void print_pool(FILE *out, const bench_results *r, int64_t huge_pages)
+{
+    bool any = false;
+
+    for (int64_t i = 0; i < r->n_rows; i++) {
+        const bench_row *row = &r->rows[i];
+        if (!is_case(row, "pool") || row->huge_pages != huge_pages ||
+            strcmp(row->impl, "pagedkv") != 0) {
+            continue;
+        }
+        if (!any) {
+            fprintf(out, "\npool, bookkeeping on %s pages; list: over a plain linked list\n"
+                         "pattern             pages      time  ns/page   list  adjacent   used\n",
+                    huge_pages > 0 ? "huge" : "ordinary");
+            any = true;
+        }
+        fprintf(out, "%-15s %9lld  %8s %8s %6s %9s %6s\n", row->pattern, (long long)row->pages,
+                time_text(row->ns_median).s, fraction_text(row->ns_per_page).s,
+                fraction_text(row->linked_list_fraction).s,
+                fraction_text(row->adjacent_fraction).s, fraction_text(row->used_fraction).s);
+    }
+}
+
 void bench_print_tables(const bench_options *options, const bench_results *results, FILE *out)
 {
     print_machine(&options->machine, out);
@@ -322,5 +362,9 @@ void bench_print_tables(const bench_options *options, const bench_results *resul
     }
     if (options->run_plan) {
         print_plan(out, results);
+    }
+    if (options->run_pool) {
+        print_pool(out, results, 0);
+        print_pool(out, results, 1);
     }
 }
