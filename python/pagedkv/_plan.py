@@ -98,8 +98,10 @@ def _csr(pages: list[Any]) -> tuple[Int32Array, Int32Array]:
     return indptr, np.concatenate(flat) if flat else np.zeros(0, np.int32)
 
 
-def _tables(pages: Any) -> tuple[Any, Any, Any]:
+def _tables(pages: Any, n_requests: int) -> tuple[Any, Any, Any]:
     """block_table, indptr, indices, of which one form is None."""
+    if not isinstance(pages, tuple) and hasattr(pages, "__len__") and len(pages) != n_requests:
+        raise InvalidError(f"pages: is of {len(pages)} requests, but computed of {n_requests}")
     if isinstance(pages, tuple) and len(pages) == 2:
         return None, _int32(pages[0], "indptr"), _int32(pages[1], "indices")
     if isinstance(pages, list):
@@ -145,7 +147,7 @@ def plan(
     [[1600, 0, 10], [3210, 10, 6], [3216, 16, 16], [3232, 32, 8]]
     """
     done, now = _int32(computed, "computed"), _int32(scheduled, "scheduled")
-    table, indptr, indices = _tables(pages)
+    table, indptr, indices = _tables(pages, len(done))
     bound = _core.plan_bound(done, now, page_size) if capacity is None else capacity
     out = _columns(bound)
     most = page_size if max_slice_tokens is None else max_slice_tokens
@@ -214,9 +216,12 @@ def plan_step(
 
     Returns:
         A :class:`StepPlan`; N depends on the token bucket only.
+
+    Raises:
+        RangeError: as :func:`plan`, and for more requests, tokens or pages than announced.
     """
     done, now = _int32(computed, "computed"), _int32(scheduled, "scheduled")
-    table, indptr, indices = _tables(pages)
+    table, indptr, indices = _tables(pages, len(done))
     largest = _core.token_bucket(max_num_batched_tokens, 16, max_num_batched_tokens,
                                  bucket_gap_tokens)
     slices = np.zeros((3, _core.padded_num_slices(max_num_reqs, largest, page_size)), np.int32)
@@ -242,7 +247,14 @@ def check_slices(
 ) -> int:
     """May these slices be used with T = num_tokens rows and a cache of num_slots slots?
 
+    Args:
+        slices: int32 ``[3, N]``; num_slices: n, an int or an array of one element.
+        page_size: looked at in strict mode only, which refuses what upstream's validator does.
+
     Returns:
-        How many tokens they write. Raises as :func:`pagedkv.kv_cache_update`.
+        How many tokens they write.
+
+    Raises:
+        RangeError, StrictError: ``index`` names the slice.
     """
     return _core.check_slices(slices, num_slices, num_tokens, num_slots, page_size, strict)

@@ -41,7 +41,7 @@ def _update_tpu(
     return tpu.kv_cache_update(
         new_kv, slices, kv_cache, count, page_size=page_size,
         num_slices_per_block=num_slices_per_block,
-        vmem_limit_bytes=vmem_limit_bytes or _VMEM_LIMIT_BYTES)
+        vmem_limit_bytes=_VMEM_LIMIT_BYTES if vmem_limit_bytes is None else vmem_limit_bytes)
 
 
 def _platform(kv_cache: Any, mesh: Mesh | None) -> str:

@@ -61,28 +61,31 @@ def _update_separate_cpu(
                page_size, 0)
 
 
-def _launch_cuda(stream: int, *tensors: Tensor) -> None:
-    """Where the CUDA backend's call will stand; its launch needs the stream and the pointers."""
-    pointers = [t.data_ptr() for t in tensors]
+def _launch_cuda(*tensors: Tensor) -> None:
+    """Where the CUDA backend's call will stand: the pointers and the current stream are ready."""
+    device = tensors[0].device
+    for tensor in tensors:
+        if not tensor.is_cuda or tensor.device != device:
+            raise InvalidError(f"the cache is on {device}, but another tensor on {tensor.device}")
+    stream = torch.cuda.current_stream(device).cuda_stream
+    pointers = [tensor.data_ptr() for tensor in tensors]
     raise UnsupportedError(
-        f"{len(pointers)} tensors on {tensors[0].device}, stream {stream:#x}: this release has no "
-        "CUDA backend")
+        f"{len(pointers)} tensors on {device}, stream {stream:#x}: this release has no CUDA "
+        "backend")
 
 
 def _update_cuda(
     kv_cache: Tensor, kv: Tensor, slot_mapping: Tensor, num_kv_update_slices: Tensor,
     page_size: int, num_slices_per_block: int,
 ) -> None:
-    stream = torch.cuda.current_stream(kv_cache.device).cuda_stream
-    _launch_cuda(stream, kv_cache, kv, slot_mapping, num_kv_update_slices)
+    _launch_cuda(kv_cache, kv, slot_mapping, num_kv_update_slices)
 
 
 def _update_separate_cuda(
     key_cache: Tensor, value_cache: Tensor, key: Tensor, value: Tensor, slot_mapping: Tensor,
     num_kv_update_slices: Tensor, page_size: int,
 ) -> None:
-    stream = torch.cuda.current_stream(key_cache.device).cuda_stream
-    _launch_cuda(stream, key_cache, value_cache, key, value, slot_mapping, num_kv_update_slices)
+    _launch_cuda(key_cache, value_cache, key, value, slot_mapping, num_kv_update_slices)
 
 
 def _update_op(

@@ -142,8 +142,11 @@ def kv_cache_update(
         _check_layout(kv_cache)
     count = _as_count(num_kv_update_slices)
     depth = _choose_depth(num_slices_per_block, row_tokens, kv_cache, limit)
+    if not isinstance(kv_cache, jax.Array):
+        # Of another library's array JAX would update a copy.
+        raise ValueError(f"kv_cache must be a jax.Array, not {type(kv_cache).__name__}")
     if 0 in new_kv.shape or 0 in slices.shape or kv_cache.shape[0] == 0:
-        return jnp.asarray(kv_cache)  # no slice can be in bounds
+        return kv_cache  # no slice can be in bounds
     new_kv = _pad_head_dim(new_kv, kv_cache.shape[2])
     columns = slices.shape[1]
     count = jnp.where((count >= 0) & (count <= columns), count, 0)
@@ -303,9 +306,6 @@ def _check_arrays(new_kv: Any, slices: Any, kv_cache: Any) -> None:
     for name, array in (("new_kv", new_kv), ("slices", slices), ("kv_cache", kv_cache)):
         if not hasattr(array, "shape") or not hasattr(array, "dtype"):
             raise ValueError(f"{name} must be an array, not {type(array).__name__}")
-    if not isinstance(kv_cache, (jax.Array, jax.ShapeDtypeStruct)):
-        # Of another library's array JAX would update a copy.
-        raise ValueError(f"kv_cache must be a jax.Array, not {type(kv_cache).__name__}")
     for name, array in (("new_kv", new_kv), ("kv_cache", kv_cache)):
         if len(array.shape) != 3:
             raise ValueError(f"{name} must have shape [tokens, C, D], not {_text(array)}")

@@ -2,6 +2,8 @@
  * kv_cache_update as a custom call of XLA on CPUs: the count and the slices are
  * read when the call runs, so one compiled program serves every count.
  */
+#include <stdio.h>
+
 #include "core.h"
 #include "xla_abi.h"
 
@@ -11,7 +13,9 @@ enum { ARG_NEW_KV, ARG_SLICES, ARG_CACHE, ARG_COUNT, N_ARGS };
 
 static xla_error *fail(const xla_call_frame *f, int code, const char *message)
 {
-    xla_error_create_args args = {.struct_size = sizeof args, .message = message, .code = code};
+    char line[320];
+    snprintf(line, sizeof line, "pagedkv.kv_cache_update: %s", message);
+    xla_error_create_args args = {.struct_size = sizeof args, .message = line, .code = code};
     return f->api->error_create(&args);
 }
 
@@ -94,7 +98,7 @@ static xla_error *handler(xla_call_frame *f)
         return NULL;
     }
     if (f->stage != XLA_STAGE_EXECUTE || f->args.size != N_ARGS || f->rets.size != 1) {
-        return fail(f, XLA_INTERNAL, "pagedkv: not the call that was registered");
+        return fail(f, XLA_INTERNAL, "not the call that was registered");
     }
     const xla_buffer *const *in = (const xla_buffer *const *)(void *)f->args.values;
     const char *wrong = check(in[ARG_NEW_KV], in[ARG_SLICES], in[ARG_CACHE], in[ARG_COUNT],
@@ -105,7 +109,7 @@ static xla_error *handler(xla_call_frame *f)
     int64_t   items = in[ARG_CACHE]->dims[2];
     pkv_dtype dtype = opaque_dtype(in[ARG_CACHE]->dtype, &items);
     if (dtype == 0) {
-        return fail(f, XLA_UNIMPLEMENTED, "pagedkv: items of this dtype are no whole bytes");
+        return fail(f, XLA_UNIMPLEMENTED, "items of this dtype are no whole bytes");
     }
     pkv_error err;
     if (update(in, dtype, items, &err) != PKV_OK) {

@@ -439,8 +439,8 @@ def test_the_cuda_path_says_unsupported() -> None:
     """There is no such tensor here; the function behind the dispatch key is, and it answers."""
     for name in ("kv_cache_update_", "kv_cache_update_separate_"):
         assert torch._C._dispatch_has_kernel_for_dispatch_key(f"pagedkv::{name}", "CUDA")
-    with pytest.raises(UnsupportedError, match="no CUDA backend"):
-        pagedkv.torch._launch_cuda(0, torch.zeros(1), torch.zeros(1))
+    with pytest.raises(InvalidError, match="another tensor on cpu"):
+        pagedkv.torch._launch_cuda(torch.zeros(1), torch.zeros(1))
 
 
 def test_import_is_needed_and_enough() -> None:

@@ -494,12 +494,12 @@ import os, signal, threading
 import numpy as np
 import pagedkv
 
-rows = np.random.default_rng(0).integers(0, 256, (20000, 2, 64), np.uint8)
-slices = np.stack([np.arange(20000)[::-1], np.arange(20000), np.ones(20000)]).astype(np.int32)
+rows = np.random.default_rng(0).integers(0, 256, (40000, 2, 64), np.uint8)
+slices = np.stack([np.arange(40000)[::-1], np.arange(40000), np.ones(40000)]).astype(np.int32)
 
 def update():
     cache = np.zeros_like(rows)
-    pagedkv.kv_cache_update(rows, slices, cache, 20000, page_size=16)
+    pagedkv.kv_cache_update(rows, slices, cache, 40000, page_size=16)
     return np.array_equal(cache, rows[::-1])
 
 def in_child(check):
