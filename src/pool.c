@@ -1,18 +1,16 @@
 /* The pool: making one, counting, proving that it is whole. */
-#include <errno.h>
-#include <stdlib.h>
 #include <string.h>
 
+#include "allocator.h"
 #include "pool_state.h"
 
-enum { ALIGN_BYTES = 64 };
 static const int64_t MAX_PAGES = (int64_t)1 << 30;
 
 /* ---- making one ------------------------------------------------------------------- */
 
 static uint64_t place_array(uint64_t *end, uint64_t bytes)
 {
-    uint64_t at = (*end + ALIGN_BYTES - 1) / ALIGN_BYTES * ALIGN_BYTES;
+    uint64_t at = (*end + PKV_I_ALIGN_BYTES - 1) / PKV_I_ALIGN_BYTES * PKV_I_ALIGN_BYTES;
     *end = at + bytes;
     return at;
 }
@@ -66,7 +64,7 @@ pkv_status pkv_pool_init(const pkv_pool_config *config, void *memory, uint64_t m
     uint64_t bytes = 0;
     PKV_I_TRY(pkv_pool_bytes(config, &bytes, err));
     if (memory == NULL || out == NULL || memory_bytes < bytes ||
-        (uintptr_t)memory % ALIGN_BYTES != 0) {
+        (uintptr_t)memory % PKV_I_ALIGN_BYTES != 0) {
         return pkv_i_fail(err, PKV_E_INVALID, "memory is NULL, too small or not aligned to 64");
     }
     pkv_pool *p = memory;
@@ -84,41 +82,17 @@ pkv_status pkv_pool_init(const pkv_pool_config *config, void *memory, uint64_t m
     return PKV_OK;
 }
 
-static void *default_alloc(void *user, size_t bytes, size_t align)
-{
-    const int caller_errno = errno; /* the library leaves it alone */
-    void     *memory = aligned_alloc(align, bytes);
-    (void)user;
-    errno = caller_errno;
-    return memory;
-}
-
-static void default_release(void *user, void *memory, size_t bytes)
-{
-    const int caller_errno = errno;
-    (void)user;
-    (void)bytes;
-    free(memory);
-    errno = caller_errno;
-}
-
 pkv_status pkv_pool_create(const pkv_pool_config *config, const pkv_allocator *allocator,
                            pkv_pool **out, pkv_error *err)
 {
-    pkv_allocator a = {sizeof a, default_alloc, default_release, NULL};
+    pkv_allocator a;
     uint64_t      bytes = 0;
+    void         *memory = NULL;
     PKV_I_TRY(pkv_pool_bytes(config, &bytes, err));
-    if (allocator != NULL) {
-        PKV_I_TRY(pkv_i_check_struct(allocator, sizeof *allocator, err));
-        a = *allocator;
+    if (out == NULL) {
+        return pkv_i_fail(err, PKV_E_INVALID, "out is NULL");
     }
-    if (out == NULL || a.alloc == NULL || a.release == NULL) {
-        return pkv_i_fail(err, PKV_E_INVALID, "out or a function of the allocator is NULL");
-    }
-    void *memory = bytes > SIZE_MAX ? NULL : a.alloc(a.user, (size_t)bytes, ALIGN_BYTES);
-    if (memory == NULL) {
-        return pkv_i_fail(err, PKV_E_NO_MEMORY, "there is no memory for the pool");
-    }
+    PKV_I_TRY(pkv_i_take_memory(allocator, bytes, &a, &memory, err));
     pkv_status status = pkv_pool_init(config, memory, bytes, out, err);
     if (status != PKV_OK) {
         a.release(a.user, memory, (size_t)bytes);

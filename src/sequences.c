@@ -1,10 +1,10 @@
 /* Sequences: places, handles, fork, trim, drop, close. */
-#include <stdlib.h>
 #include <string.h>
 
+#include "allocator.h"
 #include "seq_state.h"
 
-enum { ALIGN_BYTES = 64, HANDLE_SHIFT = 32 };
+enum { HANDLE_SHIFT = 32 };
 static const int64_t MAX_SEQS = (int64_t)1 << 20, MAX_WIDTH = (int64_t)1 << 30;
 
 /* ---- making a table --------------------------------------------------------------- */
@@ -12,10 +12,10 @@ static const int64_t MAX_SEQS = (int64_t)1 << 20, MAX_WIDTH = (int64_t)1 << 30;
 static bool place_array(uint64_t *end, uint64_t n, uint64_t item_bytes, uint64_t *at)
 {
     uint64_t bytes = 0;
-    if (PKV_I_MUL(n, item_bytes, &bytes) || PKV_I_ADD(*end, (uint64_t)ALIGN_BYTES - 1, end)) {
+    if (PKV_I_MUL(n, item_bytes, &bytes) || PKV_I_ADD(*end, (uint64_t)PKV_I_ALIGN_BYTES - 1, end)) {
         return false;
     }
-    *at = *end / ALIGN_BYTES * ALIGN_BYTES;
+    *at = *end / PKV_I_ALIGN_BYTES * PKV_I_ALIGN_BYTES;
     return !PKV_I_ADD(*at, bytes, end);
 }
 
@@ -60,7 +60,7 @@ pkv_status pkv_seqs_init(const pkv_seqs_config *config, pkv_pool *pool, void *me
     pkv_seqs laid = {0};
     PKV_I_TRY(lay_out(config, &laid, err));
     if (pkv_pool_owners(pool, 0) < 0 || memory == NULL || out == NULL ||
-        memory_bytes < laid.at.total || (uintptr_t)memory % ALIGN_BYTES != 0) {
+        memory_bytes < laid.at.total || (uintptr_t)memory % PKV_I_ALIGN_BYTES != 0) {
         return pkv_i_fail(err, PKV_E_INVALID,
                           "pool or memory is NULL, or memory too small or not aligned to 64");
     }
@@ -76,36 +76,17 @@ pkv_status pkv_seqs_init(const pkv_seqs_config *config, pkv_pool *pool, void *me
     return PKV_OK;
 }
 
-static void *default_alloc(void *user, size_t bytes, size_t align)
-{
-    (void)user;
-    return aligned_alloc(align, bytes);
-}
-
-static void default_release(void *user, void *memory, size_t bytes)
-{
-    (void)user;
-    (void)bytes;
-    free(memory);
-}
-
 pkv_status pkv_seqs_create(const pkv_seqs_config *config, pkv_pool *pool,
                            const pkv_allocator *allocator, pkv_seqs **out, pkv_error *err)
 {
-    pkv_allocator a = {sizeof a, default_alloc, default_release, NULL};
+    pkv_allocator a;
     uint64_t      bytes = 0;
+    void         *memory = NULL;
     PKV_I_TRY(pkv_seqs_bytes(config, &bytes, err));
-    if (allocator != NULL) {
-        PKV_I_TRY(pkv_i_check_struct(allocator, sizeof *allocator, err));
-        a = *allocator;
+    if (out == NULL) {
+        return pkv_i_fail(err, PKV_E_INVALID, "out is NULL");
     }
-    if (out == NULL || a.alloc == NULL || a.release == NULL) {
-        return pkv_i_fail(err, PKV_E_INVALID, "out or a function of the allocator is NULL");
-    }
-    void *memory = a.alloc(a.user, (size_t)bytes, ALIGN_BYTES);
-    if (memory == NULL) {
-        return pkv_i_fail(err, PKV_E_NO_MEMORY, "there is no memory for the sequences");
-    }
+    PKV_I_TRY(pkv_i_take_memory(allocator, bytes, &a, &memory, err));
     pkv_status status = pkv_seqs_init(config, pool, memory, bytes, out, err);
     if (status != PKV_OK) {
         a.release(a.user, memory, (size_t)bytes);

@@ -12,7 +12,7 @@ PUBLIC = "<pagedkv/pagedkv.h>"
 # "own" is any file of the same folder.  The planner works without any kernel, the pool
 # without the planner.
 PLANNER = ['"plan.h"', '"slices.h"', '"internal.h"', PUBLIC]
-POOL = ['"pool_state.h"', '"extents.h"', '"internal.h"', PUBLIC]
+POOL = ['"pool_state.h"', '"allocator.h"', '"extents.h"', '"internal.h"', PUBLIC]
 RULES = [
     ("python/src/*", ["own", PUBLIC, "<Python.h>"]),
     ("include/pagedkv/pagedkv.h", ["<pagedkv/pool.h>", "<pagedkv/sequences.h>"]),
