@@ -33,15 +33,17 @@ void pkv_i_pool_push(pkv_pool *p, uint32_t page)
 /* The next page of the ring, oldest first or newest first; there must be one. */
 uint32_t pkv_i_pool_pop(pkv_pool *p)
 {
-    const pkv_i_page *states = pkv_i_pool_pages(p);
+    const pkv_i_page  *states = pkv_i_pool_pages(p);
     const pkv_i_entry *ring = pkv_i_pool_ring(p);
-    const uint64_t    mask = p->ring_size - 1;
-    const bool        newest = p->allocator == PKV_POOL_LIFO;
+    const uint64_t     mask = p->ring_size - 1;
+    const bool         newest = p->allocator == PKV_POOL_LIFO;
     for (;;) {
         const pkv_i_entry *e = newest ? &ring[--p->now.tail & mask] : &ring[p->now.head++ & mask];
         uint64_t           later = newest ? p->now.tail - 1 - POOL_LOOK_AHEAD
                                           : p->now.head + POOL_LOOK_AHEAD;
-        __builtin_prefetch(&states[ring[later & mask].page]);
+        if (later - p->now.head < p->now.tail - p->now.head) { /* else there is no entry there */
+            __builtin_prefetch(&states[ring[later & mask].page]);
+        }
         if (pkv_i_pool_is_current(states, e)) {
             return e->page;
         }

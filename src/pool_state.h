@@ -93,9 +93,6 @@ static inline pkv_i_extents pkv_i_pool_extents(const pkv_pool *p)
 pkv_status pkv_i_pool_check_args(const pkv_pool *p, const int32_t *pages, int64_t n,
                                  pkv_error *err);
 
-/* May a page be written by its only owner?  Kept content is not overwritten. */
-bool pkv_i_pool_is_writable(const pkv_pool *pool, int32_t page);
-
 /* A page goes to the end of the queue, or the next one leaves it (there must be one). */
 void     pkv_i_pool_push(pkv_pool *p, uint32_t page);
 uint32_t pkv_i_pool_pop(pkv_pool *p);

@@ -68,7 +68,4 @@ static inline int64_t pkv_i_seqs_pages_of(const pkv_seqs *s, int64_t n_tokens)
     return n_tokens / s->page_size + (n_tokens % s->page_size != 0);
 }
 
-/* May a page be written by its only owner?  Kept content is not overwritten. */
-bool pkv_i_pool_is_writable(const pkv_pool *pool, int32_t page);
-
 #endif

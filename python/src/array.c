@@ -6,7 +6,6 @@
 #include "core.h"
 
 #include <stdlib.h>
-
 #include <string.h>
 
 #include "dlpack.h"
