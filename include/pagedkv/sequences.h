@@ -143,6 +143,7 @@ PKV_API pkv_status pkv_seq_close(pkv_seqs *seqs, pkv_seq seq, pkv_error *err);
  * lengths; pkv_seqs_release() undoes everything, in the pool too (see
  * pkv_pool_release()).  Between, the other calls that change a sequence or free
  * a page return PKV_E_STATE.
+ * It is the pool's own reservation: end it here, not with the pool's calls.
  *
  * Returns
  *     PKV_OK           reserved.
