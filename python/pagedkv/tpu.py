@@ -263,7 +263,11 @@ def _tokens_to_copy(slices: Any, column: Any, new_tokens: int, cache_tokens: int
 
 
 def _pad_head_dim(new_kv: jax.Array, head_dim: int) -> jax.Array:
-    """Zeros behind each head vector.  As integers, since XLA may quiet a NaN that it pads."""
+    """Zeros behind each head vector.
+
+    As integers, since XLA may change a NaN that it pads.  (Its compiler for x86 processors without
+    bf16 instructions, on which this kernel is only interpreted, does so all the same.)
+    """
     missing = head_dim - new_kv.shape[2]
     if not missing:
         return new_kv
