@@ -19,7 +19,7 @@ static int print_help(void)
         "ends.  Without TRACE: a seeded synthetic chat trace.\n"
         "\n"
         "Trace\n"
-        "  --format auto|azure|mooncake    format of TRACE (auto)\n"
+        "  --format NAME                   auto azure burstgpt mooncake bailian agentic (auto)\n"
         "  --max-requests N                read the first N requests only (all; synthetic: 300)\n"
         "  --arrivals now|trace            all wait from the start, or by time stamps (now)\n"
         "  --seed N                        of content and synthetic trace (1)\n"

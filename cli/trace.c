@@ -1,4 +1,4 @@
-/* Reads trace files: lines, the choice of the format, and the place of an error. */
+/* Reads trace files: lines or all of it, the choice of the format, and the place of an error. */
 #define _POSIX_C_SOURCE 200809L
 
 #include "trace.h"
@@ -11,22 +11,20 @@
 #include <string.h>
 #include <unistd.h>
 
-enum { MAX_LINE_BYTES = 16 << 20, FIRST_BUFFER_BYTES = 1 << 18 };
+/* A document needs some ten times its size while it is read; the largest published has 4 MiB. */
+enum { MAX_LINE_BYTES = 16 << 20, MAX_DOCUMENT_BYTES = 256 << 20, FIRST_BUFFER_BYTES = 1 << 18 };
 
 /* Formats that are read.  One with a narrower recogniser stands before a wider one. */
-static const trace_format *const formats[] = {&trace_format_azure, &trace_format_mooncake};
+static const trace_format *const formats[] = {&trace_format_azure, &trace_format_burstgpt,
+                                              &trace_format_bailian, &trace_format_agentic,
+                                              &trace_format_mooncake};
 enum { N_FORMATS = sizeof formats / sizeof *formats };
 
-#define FORMAT_NAMES "auto, azure, mooncake"
-
-/* Formats whose names are settled. */
-static const char *const unread_formats[] = {"burstgpt", "bailian", "agentic"};
-enum { N_UNREAD_FORMATS = sizeof unread_formats / sizeof *unread_formats };
+#define FORMAT_NAMES "auto, azure, burstgpt, mooncake, bailian, agentic"
 
 /* ---- the trace ----------------------------------------------------------- */
 
-/* Makes room for one more item of an array. */
-static bool reserve(void **items, int64_t count, int64_t *capacity, size_t item_bytes)
+bool trace_reserve(void **items, int64_t count, int64_t *capacity, size_t item_bytes)
 {
     if (count < *capacity) {
         return true;
@@ -47,7 +45,7 @@ static bool reserve(void **items, int64_t count, int64_t *capacity, size_t item_
 bool trace_add(trace *t, const trace_request *request)
 {
     void *items = t->requests;
-    if (!reserve(&items, t->n_requests, &t->capacity, sizeof *request)) {
+    if (!trace_reserve(&items, t->n_requests, &t->capacity, sizeof *request)) {
         return false;
     }
     t->requests = items;
@@ -58,7 +56,7 @@ bool trace_add(trace *t, const trace_request *request)
 bool trace_add_hash(trace *t, int64_t hash_id)
 {
     void *items = t->hash_ids;
-    if (!reserve(&items, t->n_hash_ids, &t->hash_capacity, sizeof hash_id)) {
+    if (!trace_reserve(&items, t->n_hash_ids, &t->hash_capacity, sizeof hash_id)) {
         return false;
     }
     t->hash_ids = items;
@@ -176,12 +174,6 @@ static int find_format(const char *name, const trace_format **out)
             return CLI_OK;
         }
     }
-    for (int i = 0; i < N_UNREAD_FORMATS; i++) {
-        if (strcmp(name, unread_formats[i]) == 0) {
-            return cli_fail(CLI_USAGE, "format %s is not supported yet (known: " FORMAT_NAMES ")",
-                            name);
-        }
-    }
     return cli_fail(CLI_USAGE, "unknown format \"%.60s\" (known: " FORMAT_NAMES ")", name);
 }
 
@@ -195,21 +187,18 @@ static const trace_format *recognise(const char *line, size_t length)
     return NULL;
 }
 
-/* Hands one line to its format, which the first one decides.  NULL, or what is wrong. */
-static const char *take_line(trace *t, const trace_format **format, const char *line,
+/* Hands one line to its format, NULL if it is of none.  NULL, or what is wrong. */
+static const char *take_line(trace *t, const trace_format *format, const char *line,
                              size_t length, int64_t line_index)
 {
     if (memchr(line, '\0', length) != NULL) {
         return "a NUL byte: this is not a text file";
     }
-    if (*format == NULL) {
-        *format = recognise(line, length);
-        if (*format == NULL) {
-            return "not the first line of a known trace format (known: " FORMAT_NAMES ")";
-        }
+    if (format == NULL) {
+        return "not the first line of a known trace format (known: " FORMAT_NAMES ")";
     }
-    t->format = (*format)->name;
-    return (*format)->parse_line(t, line, length, line_index);
+    t->format = format->name;
+    return format->parse_line(t, line, length, line_index);
 }
 
 /* ---- reading ------------------------------------------------------------- */
@@ -219,6 +208,37 @@ static int status_of(const char *problem)
     return strcmp(problem, TRACE_OUT_OF_MEMORY) == 0 ? CLI_EXHAUSTED : CLI_USAGE;
 }
 
+/* Reads what begins at the next unread byte, in that line, as one document. */
+static int read_document(line_reader *reader, const char *path, const trace_format *format,
+                         int64_t max_requests, int64_t line, trace *out)
+{
+    const char *problem = NULL;
+    while (problem == NULL && !reader->at_end &&
+           reader->end - reader->begin <= MAX_DOCUMENT_BYTES) {
+        problem = fill(reader);
+    }
+    if (problem != NULL) {
+        return cli_fail(status_of(problem), "%s: %s", path, problem);
+    }
+    trace_place where = {.line = 1};
+    size_t length = reader->end - reader->begin;
+    out->format = format->name;
+    problem = length > MAX_DOCUMENT_BYTES
+                  ? "document larger than 256 MiB"
+                  : format->parse_document(out, reader->data + reader->begin, length,
+                                           max_requests, &where);
+    if (problem == NULL) {
+        return CLI_OK;
+    }
+    line += where.line - 1;
+    if (where.request == 0) {
+        return cli_fail(status_of(problem), "%s:%" PRId64 ": %s", path, line, problem);
+    }
+    return cli_fail(status_of(problem), "%s:%" PRId64 ": request %" PRId64 ": %s", path, line,
+                    where.request, problem);
+}
+
+/* format is NULL if the first line that is not blank decides.  Exit status. */
 static int read_lines(line_reader *reader, const char *path, const trace_format *format,
                       int64_t max_requests, trace *out)
 {
@@ -230,9 +250,17 @@ static int read_lines(line_reader *reader, const char *path, const trace_format 
         if (line == NULL) {
             return problem == NULL ? CLI_OK : cli_fail(status_of(problem), "%s: %s", path, problem);
         }
+        if (is_blank(line, length) && problem == NULL) {
+            continue;
+        }
+        format = format == NULL ? recognise(line, length) : format;
+        if (format != NULL && format->parse_document != NULL) {
+            reader->begin = (size_t)(line - reader->data);
+            return read_document(reader, path, format, max_requests, number, out);
+        }
         int64_t n_before = out->n_requests;
-        if (problem == NULL && !is_blank(line, length)) {
-            problem = take_line(out, &format, line, length, line_index++);
+        if (problem == NULL) {
+            problem = take_line(out, format, line, length, line_index++);
         }
         if (out->n_requests > n_before) {
             out->requests[n_before].line = number;

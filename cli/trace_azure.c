@@ -6,6 +6,7 @@
  */
 #include "cli.h"
 #include "trace.h"
+#include "trace_csv.h"
 
 #include <string.h>
 
@@ -13,6 +14,8 @@ static const char header[] = "TIMESTAMP,ContextTokens,GeneratedTokens";
 
 /* Nanoseconds since the first year fit 64 bits up to and with the last. */
 enum { FIRST_YEAR = 1970, LAST_YEAR = 2261 };
+
+enum { N_COLUMNS = 3 };
 
 static bool azure_recognise(const char *line, size_t length)
 {
@@ -58,30 +61,15 @@ static bool scan_field(const char **p, const char *end, int n, char separator, i
     return *p < end && *(*p)++ == separator;
 }
 
-/* Nothing, or a point and 1 to 9 digits. */
-static bool scan_fraction(const char *p, const char *end, int64_t *ns)
+static bool parse_time(csv_field field, int64_t *ns)
 {
-    *ns = 0;
-    if (p == end) {
-        return true;
-    }
-    int64_t n_digits = end - p - 1;
-    if (*p != '.' || n_digits > 9 || cli_scan_int(p + 1, end, INT32_MAX, ns) != end) {
-        return false;
-    }
-    for (; n_digits < 9; n_digits++) {
-        *ns *= 10;
-    }
-    return true;
-}
-
-static bool parse_time(const char *p, const char *end, int64_t *ns)
-{
+    const char *p = field.begin;
+    const char *end = field.end;
     int64_t year, month, day, hour, minute, second, fraction_ns;
     if (!scan_field(&p, end, 4, '-', &year) || !scan_field(&p, end, 2, '-', &month) ||
         !scan_field(&p, end, 2, ' ', &day) || !scan_field(&p, end, 2, ':', &hour) ||
         !scan_field(&p, end, 2, ':', &minute) || !scan_field(&p, end, 2, '\0', &second) ||
-        !scan_fraction(p, end, &fraction_ns)) {
+        !csv_fraction((csv_field){p, end}, &fraction_ns)) {
         return false;
     }
     int64_t days = days_before_date(year, month, day);
@@ -99,20 +87,18 @@ static const char *azure_parse_line(trace *t, const char *line, size_t length, i
                    ? NULL
                    : "the header TIMESTAMP,ContextTokens,GeneratedTokens is missing";
     }
-    const char *end = line + length;
-    const char *first = memchr(line, ',', length);
-    const char *second = first == NULL ? NULL : memchr(first + 1, ',', (size_t)(end - first - 1));
-    if (second == NULL || memchr(second + 1, ',', (size_t)(end - second - 1)) != NULL) {
+    csv_field fields[N_COLUMNS];
+    if (csv_split(line, length, fields, N_COLUMNS) != N_COLUMNS) {
         return "not three columns: TIMESTAMP,ContextTokens,GeneratedTokens";
     }
     trace_request request = {0};
-    if (!parse_time(line, first, &request.arrival_ns)) {
+    if (!parse_time(fields[0], &request.arrival_ns)) {
         return "TIMESTAMP is not a time as in 2023-11-16 18:17:03.9799600";
     }
-    if (cli_scan_int(first + 1, second, INT32_MAX, &request.prompt_tokens) != second) {
+    if (!csv_int(fields[1], INT32_MAX, &request.prompt_tokens)) {
         return "ContextTokens is not a whole number from 1 to 2147483647";
     }
-    if (cli_scan_int(second + 1, end, INT32_MAX, &request.output_tokens) != end) {
+    if (!csv_int(fields[2], INT32_MAX, &request.output_tokens)) {
         return "GeneratedTokens is not a whole number from 0 to 2147483647";
     }
     if (request.prompt_tokens == 0) {
@@ -121,4 +107,8 @@ static const char *azure_parse_line(trace *t, const char *line, size_t length, i
     return trace_add(t, &request) ? NULL : TRACE_OUT_OF_MEMORY;
 }
 
-const trace_format trace_format_azure = {"azure", azure_recognise, azure_parse_line};
+const trace_format trace_format_azure = {
+    .name = "azure",
+    .recognise = azure_recognise,
+    .parse_line = azure_parse_line,
+};

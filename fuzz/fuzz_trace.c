@@ -16,7 +16,37 @@
 #include "../cli/cli.h"
 #include "../cli/trace.h"
 
-enum { PATH_BYTES = 64, BLOCK_TOKENS = 512 };
+enum { PATH_BYTES = 64 };
+
+/* What is known of a format besides trace.h. */
+typedef struct format_facts {
+    const char *name;
+    int64_t     n_headers;    /* lines that are no requests */
+    int64_t     block_tokens; /* of a hash id, -1: the file says */
+    bool        skips;        /* lines may be passed over */
+    bool        is_document;
+} format_facts;
+
+static const format_facts facts[] = {
+    {"auto", 0, 0, false, false},
+    {"azure", 1, 0, false, false},
+    {"mooncake", 0, 512, false, false},
+    {"bailian", 0, 16, false, false},
+    {"burstgpt", 1, 0, true, false},
+    {"agentic", 0, -1, false, true},
+    {"empty", 0, 0, false, false},
+};
+enum { N_FACTS = sizeof facts / sizeof *facts, N_NAMES = N_FACTS - 1 };
+
+static const format_facts *facts_of(const trace *t)
+{
+    for (int i = 1; i < N_FACTS; i++) {
+        if (strcmp(t->format, facts[i].name) == 0) {
+            return &facts[i];
+        }
+    }
+    abort();
+}
 
 /* A file in memory; `path` names it as long as it is open. */
 static int open_file(const uint8_t *data, size_t size, char path[PATH_BYTES])
@@ -59,36 +89,60 @@ static int64_t count_lines(const uint8_t *data, size_t size)
     return n;
 }
 
-static void check_request(const trace *t, int64_t i, int64_t *n_hashes)
+static void check_request(const trace *t, int64_t i, const format_facts *f, int64_t *n_hashes)
 {
     const trace_request *r = &t->requests[i];
     assert_true(r->prompt_tokens >= 1 && r->prompt_tokens <= INT32_MAX);
     assert_true(r->output_tokens >= 0 && r->output_tokens <= INT32_MAX);
     assert_true(i > 0 || r->arrival_ns == 0);
-    assert_true(r->line > (i > 0 ? t->requests[i - 1].line : 0));
-    if (r->n_hashes > 0) {
-        assert_int_equal(r->first_hash, *n_hashes);
-        assert_int_equal(r->n_hashes, (r->prompt_tokens + BLOCK_TOKENS - 1) / BLOCK_TOKENS);
+    if (f->is_document) {
+        assert_true(r->line == 0 && (i == 0 || r->arrival_ns >= t->requests[i - 1].arrival_ns));
+    } else {
+        assert_true(r->line > (i > 0 ? t->requests[i - 1].line : 0));
     }
-    for (int64_t h = r->first_hash; h < r->first_hash + r->n_hashes; h++) {
-        assert_true(t->hash_ids[h] >= 0);
+    if (t->hash_block_tokens > 0) {
+        const int64_t n_whole = r->prompt_tokens / t->hash_block_tokens;
+        const int64_t n_blocks = n_whole + (r->prompt_tokens % t->hash_block_tokens != 0);
+        assert_true(r->n_hashes == n_blocks || (f->is_document && r->n_hashes == n_whole));
+        assert_int_equal(r->first_hash, *n_hashes);
+    } else {
+        assert_int_equal(r->n_hashes, 0);
     }
     *n_hashes += r->n_hashes;
 }
 
 static void check_trace(const trace *t, const char *format, int64_t max_requests)
 {
-    const bool has_hashes = t->hash_block_tokens != 0;
-    int64_t    n_hashes = 0;
+    const format_facts *f = facts_of(t);
+    int64_t             n_hashes = 0;
     assert_true(max_requests == 0 || t->n_requests <= max_requests);
     assert_true(strcmp(format, "auto") == 0 || strcmp(t->format, format) == 0 ||
                 strcmp(t->format, "empty") == 0);
+    if (t->n_requests == 0) {
+        assert_int_equal(t->hash_block_tokens, 0);
+    } else if (f->block_tokens >= 0) {
+        assert_int_equal(t->hash_block_tokens, f->block_tokens);
+    } else {
+        assert_true(t->hash_block_tokens >= 1 && t->hash_block_tokens <= INT32_MAX);
+    }
     for (int64_t i = 0; i < t->n_requests; i++) {
-        check_request(t, i, &n_hashes);
-        assert_int_equal(t->requests[i].n_hashes > 0, has_hashes);
+        check_request(t, i, f, &n_hashes);
     }
     assert_int_equal(n_hashes, t->n_hash_ids);
-    assert_true(!has_hashes || t->hash_block_tokens == BLOCK_TOKENS);
+    for (int64_t h = 0; h < n_hashes; h++) {
+        assert_true(t->hash_ids[h] >= 0);
+    }
+}
+
+/* Every line but headers is a request, where there are lines. */
+static void check_count(const trace *t, int64_t n_lines)
+{
+    const format_facts *f = facts_of(t);
+    if (f->is_document) {
+        return;
+    }
+    assert_true(t->n_requests + f->n_headers <= n_lines);
+    assert_true(f->skips || t->n_requests + f->n_headers == n_lines);
 }
 
 /* Any kind of reading; the whole file is read if max_requests is 0. */
@@ -102,9 +156,8 @@ static void check_reading(const uint8_t *data, size_t size, const char *path, co
     if (status == CLI_OK) {
         assert_true(printed.length[CAPTURED_ERR] == 0);
         check_trace(&t, format, max_requests);
-        int64_t n_headers = strcmp(t.format, "azure") == 0 ? 1 : 0;
         if (max_requests == 0) {
-            assert_int_equal(t.n_requests + n_headers, count_lines(data, size));
+            check_count(&t, count_lines(data, size));
         }
     } else {
         assert_int_equal(status, CLI_USAGE);
@@ -117,12 +170,12 @@ static void check_reading(const uint8_t *data, size_t size, const char *path, co
 
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 {
-    static const char *const formats[] = {"auto", "azure", "mooncake", "bailian"};
     char  path[PATH_BYTES];
     input in = {data, size};
     int   choice = take_byte(&in);
     int   fd = open_file(in.at, in.left, path);
-    check_reading(in.at, in.left, path, formats[choice % 4], choice / 4 % 4);
+    check_reading(in.at, in.left, path, facts[choice % N_NAMES].name,
+                  choice / N_NAMES % 4);
     assert_true(close(fd) == 0);
     return 0;
 }

@@ -33,7 +33,7 @@ RULES = [
     ("examples/*", [PUBLIC]),
     ("tests/test_kernels.c", ["own", PUBLIC, '"../src/cpu/kernels.h"', "<cmocka.h>"]),
     ("tests/test_geometry.c", ["own", PUBLIC, '"../src/geometry.h"', "<cmocka.h>"]),
-    ("tests/test_trace.c", ["own", PUBLIC, '"../cli/*"', "<cmocka.h>"]),
+    ("tests/test_trace*", ["own", PUBLIC, '"../cli/*"', "<cmocka.h>"]),
     ("tests/abi/*", ["own", PUBLIC]),
     ("tests/abi/consumer/*", [PUBLIC]),
     ("tests/plain/*", []),

@@ -405,7 +405,7 @@ class Replay(Case):
     def test_bad_options(self):
         trace = DATA / "azure_small.csv"
         self.check_fails(2, 'unknown format "nonsense"', "replay", trace, "--format", "nonsense")
-        self.check_fails(2, "format burstgpt is not supported yet", "replay", trace, "--format",
+        self.check_fails(2, "azure_small.csv:1: the header Timestamp,", "replay", trace, "--format",
                          "burstgpt")
         for option in ("--page-size", "--num-pages", "--max-num-reqs", "--num-kv-heads",
                        "--max-num-batched-tokens", "--head-dim", "--num-layers"):
