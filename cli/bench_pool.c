@@ -110,7 +110,7 @@ static const bench_pool_step steps[] = {
 static bool takes_part(const bench_pool_step *s, const bench_options *options, bool says)
 {
     /* The pool, the list and the page numbers. */
-    uint64_t bytes = (uint64_t)s->n_pages * (49 + LIST_NODE_BYTES + 2 * sizeof(int32_t));
+    uint64_t bytes = (uint64_t)s->n_pages * (58 + LIST_NODE_BYTES + 2 * sizeof(int32_t));
     uint64_t memory = (uint64_t)options->machine.memory_bytes;
     bool     wanted = false;
 

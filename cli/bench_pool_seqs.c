@@ -220,7 +220,8 @@ static pkv_status grow_seqs(seqs_case *c, const pkv_seq *seqs, const int32_t *n_
                             pkv_error *err)
 {
     int64_t    n_copies;
-    pkv_status status = pkv_seqs_reserve(c->seqs, seqs, n_tokens, n, ROOM, NULL, 0, &n_copies, err);
+    pkv_status status = pkv_seqs_reserve(c->seqs, seqs, n_tokens, NULL, n, ROOM, NULL, 0,
+                                         &n_copies, err);
     return status == PKV_OK ? pkv_seqs_commit(c->seqs, err) : status;
 }
 
@@ -257,8 +258,8 @@ static pkv_status reserve_and_release(seqs_case *c, pkv_error *err)
     int64_t    n_copies;
 
     for (int k = 0; k < N_RESERVES && status == PKV_OK; k++) {
-        status = pkv_seqs_reserve(c->seqs, c->short_seqs, c->short_tokens, N_SHORT, ROOM, NULL, 0,
-                                  &n_copies, err);
+        status = pkv_seqs_reserve(c->seqs, c->short_seqs, c->short_tokens, NULL, N_SHORT, ROOM,
+                                  NULL, 0, &n_copies, err);
         if (status == PKV_OK) {
             status = pkv_seqs_release(c->seqs, err);
         }
@@ -310,7 +311,7 @@ static int check_reserve(seqs_case *c, int64_t n_used)
     int64_t       n_copies;
     bool          same = true;
 
-    if (pkv_seqs_reserve(c->seqs, c->short_seqs, c->short_tokens, N_SHORT, ROOM, NULL, 0,
+    if (pkv_seqs_reserve(c->seqs, c->short_seqs, c->short_tokens, NULL, N_SHORT, ROOM, NULL, 0,
                          &n_copies, &err) != PKV_OK) {
         return fail_seqs(c, RESERVE, &err);
     }

@@ -3,16 +3,6 @@
 
 #include <string.h>
 
-/* The finaliser of splitmix64 (Steele, Lea, Flood 2014): every bit reaches every bit. */
-static uint64_t mix64(uint64_t x)
-{
-    x ^= x >> 30;
-    x *= 0xbf58476d1ce4e5b9u;
-    x ^= x >> 27;
-    x *= 0x94d049bb133111ebu;
-    return x ^ (x >> 31);
-}
-
 /* The same idea in 32 bits, which compilers turn into vector code. */
 static inline uint32_t mix32(uint32_t x)
 {
@@ -38,10 +28,12 @@ static void fill_vector(uint64_t seed, unsigned char *out, int64_t n_bytes)
 void content_fill(const content_shape *shape, uint64_t key, int64_t position, int64_t layer,
                   unsigned char *row)
 {
-    const uint64_t token = mix64(mix64(mix64(key) + (uint64_t)position) + (uint64_t)layer);
+    const uint64_t of_layer = content_mix(content_mix(key) + (uint64_t)position) + (uint64_t)layer;
+    const uint64_t token = content_mix(of_layer);
     for (int64_t i = 0; i < 2 * shape->n_heads; i++) {
         /* i counts K0, V0, K1, ...: head and plane in one number. */
-        fill_vector(mix64(token + (uint64_t)i), row + i * shape->head_bytes, shape->head_bytes);
+        fill_vector(content_mix(token + (uint64_t)i), row + i * shape->head_bytes,
+                    shape->head_bytes);
     }
 }
 

@@ -23,6 +23,16 @@ enum { CONTENT_POISON = 0xA5 };
 /* Stamps: the ways that the same step is written.  0 means none. */
 enum { CONTENT_STAMPS = 4 };
 
+/* The finaliser of splitmix64 (Steele, Lea, Flood 2014): every bit reaches every bit. */
+static inline uint64_t content_mix(uint64_t x)
+{
+    x ^= x >> 30;
+    x *= 0xbf58476d1ce4e5b9u;
+    x ^= x >> 27;
+    x *= 0x94d049bb133111ebu;
+    return x ^ (x >> 31);
+}
+
 /* Fills the row of one token, unstamped. */
 void content_fill(const content_shape *shape, uint64_t key, int64_t position, int64_t layer,
                   unsigned char *row);

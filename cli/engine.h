@@ -12,6 +12,7 @@ enum { ENGINE_GUARD_BYTES = 4096 };
 /* One token of the current step. */
 typedef struct step_token {
     uint64_t key;
+    int64_t  row; /* of the schedule */
     int64_t  position;
     int64_t  slot;
 } step_token;
@@ -20,6 +21,7 @@ typedef struct engine {
     const replay_options *o;
     const trace          *trace;
     replay_result        *result;
+    prompts               prompts;
     schedule              schedule;
     content_shape         shape;
     int64_t               longest_pages; /* pages of the longest request, at least 1 */
@@ -47,9 +49,6 @@ unsigned char *engine_cache_slot(const engine *e, int64_t layer, int64_t slot);
 unsigned char *engine_source_row(const engine *e, int64_t layer, int64_t row);
 int64_t        engine_row_slot(const engine *e, int64_t row, int64_t position);
 
-/* What the content of a row's request follows from. */
-uint64_t engine_request_key(const engine *e, int64_t row);
-
 /* Sizes and allocates everything; an exit status.  engine_tear_down() in any case. */
 int  engine_set_up(engine *e);
 void engine_tear_down(engine *e);
@@ -70,13 +69,19 @@ void engine_touch_memory(engine *e);
 void engine_check_targets(engine *e);
 void engine_check_counts(engine *e);
 
-/* Reads a row's whole history back through its block table and compares it. */
-void engine_verify_row(engine *e, int64_t row);
+/* Reads a row's whole history back through its block table and compares it; its tokens. */
+int64_t engine_verify_row(engine *e, int64_t row);
 
-/* Marks the memory of a row's pages as nobody's. */
+/* Marks the memory of a row's pages as nobody's, those that others have or can find left out. */
 void engine_poison_row(const engine *e, int64_t row);
 
-/* After the last request every page is free: every byte of the cache is poison. */
-void engine_check_poison(engine *e);
+/* A cached page is taken for others: it must be whole up to now, and is nobody's then. */
+void engine_check_evicted(engine *e, int32_t page, const ledger_note *note);
+
+/*
+ * After the last request every page is free: every byte of the cache is poison,
+ * but those of cached pages, which are whole.
+ */
+void engine_check_rest(engine *e);
 
 #endif

@@ -8,15 +8,19 @@
 #include <omp.h>
 #endif
 
+/* A token of a request, and where it must be. */
+typedef struct place {
+    int64_t request, position, slot;
+} place;
+
 /* Prints the first difference; a broken run has too many to print them all. */
-static void report_token(engine *e, int64_t row, int64_t position, int64_t layer,
-                         const unsigned char *expected)
+static void report_token(engine *e, const place *at, int64_t layer, const unsigned char *expected)
 {
 #ifdef _OPENMP
 #pragma omp critical
 #endif
     if (!e->reported) {
-        const unsigned char *found = engine_cache_slot(e, layer, engine_row_slot(e, row, position));
+        const unsigned char *found = engine_cache_slot(e, layer, at->slot);
         int64_t              byte = 0;
         while (expected[byte] == found[byte]) {
             byte++;
@@ -25,7 +29,7 @@ static void report_token(engine *e, int64_t row, int64_t position, int64_t layer
         cli_fail(CLI_DIFFERENCE,
                  "request %" PRId64 ", token %" PRId64 ", slot %" PRId64 ", layer %" PRId64
                  ", %s head %" PRId64 ", byte %" PRId64 ": expected 0x%02x, found 0x%02x",
-                 e->schedule.request[row], position, engine_row_slot(e, row, position), layer,
+                 at->request, at->position, at->slot, layer,
                  vector % 2 == 0 ? "K" : "V", vector / 2, byte % e->shape.head_bytes,
                  expected[byte], found[byte]);
         e->reported = true;
@@ -110,7 +114,7 @@ void engine_check_counts(engine *e)
     int64_t exact = 0, merged = 0;
     for (int64_t t = 0; t < e->schedule.n_tokens; t++) {
         const step_token *token = &e->tokens[t];
-        bool goes_on = t > 0 && token->key == token[-1].key;
+        bool goes_on = t > 0 && token->row == token[-1].row;
         exact += !(goes_on && token->position % e->o->page_size != 0);
         merged += !(goes_on && token->slot == token[-1].slot + 1);
     }
@@ -118,18 +122,29 @@ void engine_check_counts(engine *e)
     check_count(e, "merged", e->counts[WAY_MERGED], merged);
 }
 
-static bool token_matches(engine *e, int64_t row, int64_t position, unsigned char *scratch)
+static bool token_matches(engine *e, const place *at, unsigned char *scratch)
 {
-    const int64_t slot = engine_row_slot(e, row, position);
+    const uint64_t key = prompts_key(&e->prompts, at->request, at->position);
     for (int64_t layer = 0; layer < e->o->num_layers; layer++) {
-        content_fill(&e->shape, engine_request_key(e, row), position, layer, scratch);
-        content_stamp(&e->shape, position, e->stamps[slot], scratch);
-        if (memcmp(scratch, engine_cache_slot(e, layer, slot), (size_t)e->shape.row_bytes) != 0) {
-            report_token(e, row, position, layer, scratch);
+        content_fill(&e->shape, key, at->position, layer, scratch);
+        content_stamp(&e->shape, at->position, e->stamps[at->slot], scratch);
+        if (memcmp(scratch, engine_cache_slot(e, layer, at->slot), (size_t)e->shape.row_bytes) !=
+            0) {
+            report_token(e, at, layer, scratch);
             return false;
         }
     }
     return true;
+}
+
+/* The calling thread's row to make content in. */
+static unsigned char *scratch_row(const engine *e)
+{
+#ifdef _OPENMP
+    return e->scratch + omp_get_thread_num() * e->shape.row_bytes;
+#else
+    return e->scratch;
+#endif
 }
 
 /* Slots of the row's pages that no token was written to still hold poison. */
@@ -143,7 +158,7 @@ static int64_t count_stray_rest(engine *e, int64_t row, int64_t n_tokens)
     return strays;
 }
 
-void engine_verify_row(engine *e, int64_t row)
+int64_t engine_verify_row(engine *e, int64_t row)
 {
     const int64_t n_tokens = e->schedule.computed[row];
     int64_t       mismatched = 0;
@@ -151,39 +166,83 @@ void engine_verify_row(engine *e, int64_t row)
 #pragma omp parallel for num_threads((int)e->o->threads) schedule(static) reduction(+ : mismatched)
 #endif
     for (int64_t position = 0; position < n_tokens; position++) {
-#ifdef _OPENMP
-        unsigned char *scratch = e->scratch + omp_get_thread_num() * e->shape.row_bytes;
-#else
-        unsigned char *scratch = e->scratch;
-#endif
-        mismatched += token_matches(e, row, position, scratch) ? 0 : 1;
+        const place at = {e->schedule.request[row], position, engine_row_slot(e, row, position)};
+        mismatched += token_matches(e, &at, scratch_row(e)) ? 0 : 1;
     }
-    e->result->verified_tokens += n_tokens;
     e->result->mismatched_tokens += mismatched;
     e->result->poison_errors += count_stray_rest(e, row, n_tokens);
+    return n_tokens;
+}
+
+static void poison_page(const engine *e, int32_t page)
+{
+    const int64_t page_bytes = e->o->page_size * e->shape.row_bytes;
+    for (int64_t layer = 0; layer < e->o->num_layers; layer++) {
+        memset(engine_cache_slot(e, layer, page * e->o->page_size), CONTENT_POISON,
+               (size_t)page_bytes);
+    }
 }
 
 void engine_poison_row(const engine *e, int64_t row)
 {
     int64_t        n_pages = 0;
     const int32_t *pages = ledger_of(&e->schedule.ledger, row, &n_pages);
-    const int64_t  page_bytes = e->o->page_size * e->shape.row_bytes;
     for (int64_t i = 0; i < n_pages; i++) {
-        for (int64_t layer = 0; layer < e->o->num_layers; layer++) {
-            memset(engine_cache_slot(e, layer, pages[i] * e->o->page_size), CONTENT_POISON,
-                   (size_t)page_bytes);
+        if (ledger_is_last(&e->schedule.ledger, pages[i])) {
+            poison_page(e, pages[i]);
         }
     }
 }
 
-void engine_check_poison(engine *e)
+/* Tokens of a page that can be found which are not what its request wrote. */
+static int64_t count_wrong(engine *e, int32_t page, const ledger_note *note)
+{
+    const int64_t S = e->o->page_size;
+    int64_t       wrong = 0;
+    for (int64_t i = 0; i < S; i++) {
+        const place at = {note->request, note->index * S + i, page * S + i};
+        wrong += token_matches(e, &at, scratch_row(e)) ? 0 : 1;
+    }
+    return wrong;
+}
+
+void engine_check_evicted(engine *e, int32_t page, const ledger_note *note)
+{
+    if (e->o->verify) {
+        e->result->mismatched_tokens += count_wrong(e, page, note);
+        poison_page(e, page);
+    }
+}
+
+/* Poison in front of the first layer's cache and behind the last one's. */
+static int64_t count_stray_guards(engine *e)
 {
     const unsigned char *memory = e->cache_memory.data;
-    const int64_t        memory_bytes = (int64_t)e->cache_memory.size_bytes;
-    const int64_t        piece_bytes = e->o->page_size * e->shape.row_bytes;
-    for (int64_t at = 0; at < memory_bytes; at += piece_bytes) {
-        int64_t rest = memory_bytes - at;
-        e->result->poison_errors +=
-            count_stray(e, memory + at, rest < piece_bytes ? rest : piece_bytes);
+    const unsigned char *end = memory + e->cache_memory.size_bytes;
+    const unsigned char *behind = engine_cache_slot(e, e->o->num_layers, 0);
+    return count_stray(e, memory, engine_cache_slot(e, 0, 0) - memory) +
+           count_stray(e, behind, end - behind);
+}
+
+void engine_check_rest(engine *e)
+{
+    const ledger *p = &e->schedule.ledger;
+    const int64_t page_bytes = e->o->page_size * e->shape.row_bytes;
+    int64_t       strays = count_stray_guards(e), wrong = 0;
+#ifdef _OPENMP
+#pragma omp parallel for num_threads((int)e->o->threads) schedule(static) \
+    reduction(+ : strays, wrong)
+#endif
+    for (int64_t page = 0; page < p->config.num_pages; page++) {
+        if (ledger_is_cached(p, (int32_t)page)) {
+            wrong += count_wrong(e, (int32_t)page, &p->notes[page]);
+            continue;
+        }
+        for (int64_t layer = 0; layer < e->o->num_layers; layer++) {
+            strays += count_stray(e, engine_cache_slot(e, layer, page * e->o->page_size),
+                                  page_bytes);
+        }
     }
+    e->result->poison_errors += strays;
+    e->result->mismatched_tokens += wrong;
 }

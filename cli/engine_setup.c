@@ -19,11 +19,6 @@ unsigned char *engine_source_row(const engine *e, int64_t layer, int64_t row)
            row * e->shape.row_bytes;
 }
 
-uint64_t engine_request_key(const engine *e, int64_t row)
-{
-    return (uint64_t)e->o->seed * 0x9e3779b97f4a7c15u + (uint64_t)e->schedule.request[row];
-}
-
 int64_t engine_row_slot(const engine *e, int64_t row, int64_t position)
 {
     int64_t        n_pages = 0;
@@ -31,7 +26,7 @@ int64_t engine_row_slot(const engine *e, int64_t row, int64_t position)
     return pages[position / e->o->page_size] * e->o->page_size + position % e->o->page_size;
 }
 
-enum { POOL_PAGE_BYTES = 49 }; /* most that the pool takes for a page */
+enum { POOL_PAGE_BYTES = 58 }; /* most that the pool takes for a page */
 
 static int size_shape(engine *e)
 {
@@ -55,7 +50,9 @@ static int size_shape(engine *e)
 static int64_t default_pages(const engine *e)
 {
     const uint64_t memory = cli_memory_bytes();
-    const int64_t  extra_bytes = e->o->page_size + POOL_PAGE_BYTES + (int64_t)sizeof(int32_t);
+    const int64_t  index_bytes = e->o->prefix_cache ? 4 * e->o->page_size + 52 : 0;
+    const int64_t  extra_bytes = e->o->page_size + POOL_PAGE_BYTES + index_bytes +
+                                (int64_t)sizeof(ledger_note);
     int64_t        page_bytes = 0;
     if (__builtin_mul_overflow(e->shape.row_bytes * e->o->num_layers, e->o->page_size,
                                &page_bytes) ||
@@ -115,7 +112,9 @@ static schedule_limits limits_of(const engine *e)
                              .max_num_reqs = e->o->max_num_reqs,
                              .max_num_batched_tokens = e->o->max_num_batched_tokens,
                              .allocator = e->o->allocator,
-                             .follow_arrivals = e->o->follow_arrivals};
+                             .follow_arrivals = e->o->follow_arrivals,
+                             .prefix_cache = e->o->prefix_cache,
+                             .recompute = e->o->recompute};
 }
 
 /* Everything beside K and V that grows with the options: see allocate_arrays() and schedule.h. */
@@ -124,11 +123,9 @@ static bool add_tables(const engine *e, int64_t *sum_bytes)
     const replay_options *o = e->o;
     const int64_t         slots = e->result->num_pages * o->page_size;
     const schedule_limits limits = limits_of(e);
-    const ledger_config   pages = schedule_ledger_config(&limits, e->longest_pages);
-    const int64_t         row_bytes = 2 * sizeof(int64_t); /* of the schedule */
     return add_bytes(sum_bytes, slots, sizeof *e->stamps) &&
-           ledger_add_bytes(&pages, sum_bytes) &&
-           add_bytes(sum_bytes, o->max_num_reqs, row_bytes) &&
+           schedule_add_bytes(&limits, e->longest_pages, sum_bytes) &&
+           add_bytes(sum_bytes, 1, prompts_bytes(e->trace, o->prefix_cache)) &&
            add_bytes(sum_bytes, o->max_num_batched_tokens, sizeof *e->tokens) &&
            add_bytes(sum_bytes, e->slices_capacity + 1,
                      N_WAYS * (3 * sizeof(int32_t) + sizeof(int64_t))) &&
@@ -226,6 +223,22 @@ static int make_views(engine *e)
     return CLI_OK;
 }
 
+static void take_evicted(void *user, int32_t page, const ledger_note *note)
+{
+    engine_check_evicted(user, page, note);
+}
+
+/* A request ends, or is put back: what it wrote is there until now. */
+static void see_off(void *user, int64_t row)
+{
+    engine *e = user;
+    if (e->o->verify) {
+        int64_t n = engine_verify_row(e, row);
+        e->result->verified_tokens += schedule_row_done(&e->schedule, row) ? n : 0;
+        engine_poison_row(e, row);
+    }
+}
+
 int engine_set_up(engine *e)
 {
     int status = size_shape(e);
@@ -238,8 +251,11 @@ int engine_set_up(engine *e)
         return status;
     }
     const schedule_limits limits = limits_of(e);
+    const schedule_hooks  hooks = {take_evicted, see_off, e};
     e->result->row_bytes = e->shape.row_bytes;
-    return schedule_init(&e->schedule, e->trace, &limits, e->longest_pages);
+    status = prompts_init(&e->prompts, e->trace, (uint64_t)e->o->seed, e->o->prefix_cache);
+    return status != CLI_OK ? status : schedule_init(&e->schedule, &e->prompts, &limits, &hooks,
+                                                     e->longest_pages);
 }
 
 void engine_touch_memory(engine *e)
@@ -266,6 +282,7 @@ void engine_tear_down(engine *e)
     free(e->stamps);
     free(e->scratch);
     schedule_free(&e->schedule);
+    prompts_free(&e->prompts);
     pkv_memory_free(&e->cache_memory);
     pkv_memory_free(&e->source_memory);
 }

@@ -4,6 +4,7 @@
 #include <inttypes.h>
 #include <stdlib.h>
 #include <string.h>
+#include <xxhash.h>
 
 /* ---- memory ------------------------------------------------------------------------- */
 
@@ -19,6 +20,18 @@ static pkv_seqs_config seqs_config(const ledger_config *c)
                              .max_pages_per_seq = c->width, .page_size = c->page_size};
 }
 
+static pkv_prefix_config prefix_config(const ledger_config *c)
+{
+    return (pkv_prefix_config){.struct_size = sizeof(pkv_prefix_config), .page_size = c->page_size,
+                               .n_groups = 1, .hash = XXH3_64bits_withSeed, .seed = 1};
+}
+
+/* What the index takes for a page: its header says so, and there is no pool to ask about yet. */
+static int64_t index_page_bytes(const ledger_config *c)
+{
+    return c->prefix_cache ? 4 * c->page_size + 52 : 0;
+}
+
 bool ledger_add_bytes(const ledger_config *c, int64_t *sum_bytes)
 {
     const pkv_pool_config pool = pool_config(c);
@@ -30,11 +43,13 @@ bool ledger_add_bytes(const ledger_config *c, int64_t *sum_bytes)
         pkv_seqs_bytes(&seqs, &seqs_bytes, NULL) != PKV_OK || seqs_bytes > most) {
         return false;
     }
-    /* The library allowed both, so these are at most as large. */
-    const uint64_t notes_bytes = (uint64_t)c->num_pages * sizeof(int32_t) +
+    /* The library allowed both, so these are about as large. */
+    const uint64_t page_bytes = sizeof(ledger_note) + (uint64_t)index_page_bytes(c);
+    const uint64_t notes_bytes = (uint64_t)c->num_pages * page_bytes +
                                  (uint64_t)c->n_rows * row_bytes +
-                                 (uint64_t)(c->n_rows * c->width) * sizeof(int32_t);
-    return !__builtin_add_overflow(*sum_bytes, (int64_t)(pool_bytes + seqs_bytes), sum_bytes) &&
+                                 (uint64_t)((c->n_rows + 1) * c->width) * sizeof(int32_t);
+    return notes_bytes < most &&
+           !__builtin_add_overflow(*sum_bytes, (int64_t)(pool_bytes + seqs_bytes), sum_bytes) &&
            !__builtin_add_overflow(*sum_bytes, (int64_t)notes_bytes, sum_bytes);
 }
 
@@ -48,6 +63,11 @@ static int make_pool(ledger *p)
     }
     if (pkv_seqs_create(&seqs, p->pool, NULL, &p->seqs, &err) != PKV_OK) {
         return cli_fail_pkv(&err, "the sequences");
+    }
+    const pkv_prefix_config prefix = prefix_config(&p->config);
+    if (p->config.prefix_cache &&
+        pkv_prefix_create(&prefix, p->pool, NULL, &p->prefix, &err) != PKV_OK) {
+        return cli_fail_pkv(&err, "the prefix index");
     }
     return CLI_OK;
 }
@@ -63,19 +83,23 @@ int ledger_init(ledger *p, const ledger_config *c)
     p->places = calloc(rows, sizeof *p->places);
     p->noted = calloc(rows * (size_t)c->width, sizeof *p->noted);
     p->n_noted = calloc(rows, sizeof *p->n_noted);
-    p->holders = malloc((size_t)c->num_pages * sizeof *p->holders);
+    p->found = calloc((size_t)c->width, sizeof *p->found);
+    p->notes = malloc((size_t)c->num_pages * sizeof *p->notes);
     if (p->sequences == NULL || p->running == NULL || p->computed == NULL ||
         p->scheduled == NULL || p->places == NULL || p->noted == NULL || p->n_noted == NULL ||
-        p->holders == NULL) {
+        p->found == NULL || p->notes == NULL) {
         return cli_no_memory("the pages' notes");
     }
-    memset(p->holders, 0xff, (size_t)c->num_pages * sizeof *p->holders);
+    for (int64_t i = 0; i < c->num_pages; i++) {
+        p->notes[i] = (ledger_note){.request = -1};
+    }
     return make_pool(p);
 }
 
 void ledger_free(ledger *p)
 {
     pkv_seqs_destroy(p->seqs);
+    pkv_prefix_destroy(p->prefix);
     pkv_pool_destroy(p->pool);
     free(p->sequences);
     free(p->running);
@@ -84,7 +108,8 @@ void ledger_free(ledger *p)
     free(p->places);
     free(p->noted);
     free(p->n_noted);
-    free(p->holders);
+    free(p->found);
+    free(p->notes);
     *p = (ledger){0};
 }
 
@@ -98,8 +123,36 @@ static int fail_library(const pkv_error *err, const char *what)
     return cli_fail(CLI_DIFFERENCE, "%s: %s", what, line);
 }
 
-/* A copy of the pages that a sequence has got; nobody else may have them. */
-static int note_pages(ledger *p, int64_t row, int64_t n_tokens)
+/* A page that was handed out as new: nobody may have it, and what it held is gone. */
+static int note_new(ledger *p, int32_t page)
+{
+    ledger_note *note = &p->notes[page];
+    if (note->n_holders > 0) {
+        return cli_fail(CLI_DIFFERENCE, "the pool handed out page %" PRId32 ", which is in use",
+                        page);
+    }
+    if (note->request >= 0) {
+        const ledger_note before = *note;
+        note->request = -1;
+        p->config.evicted(p->config.user, page, &before);
+    }
+    return CLI_OK;
+}
+
+/* A page that a prompt begins with: it must hold that part of some request's. */
+static int note_found(const ledger *p, int32_t page, int64_t index)
+{
+    const ledger_note *note = &p->notes[page];
+    if (note->request < 0 || note->index != index) {
+        return cli_fail(CLI_DIFFERENCE,
+                        "page %" PRId32 " was found as page %" PRId64 " of a prompt, which it is "
+                        "not", page, index);
+    }
+    return CLI_OK;
+}
+
+/* A copy of the pages that a sequence has got beside those noted; the first n_found are shared. */
+static int note_pages(ledger *p, int64_t row, int64_t n_tokens, int64_t n_found)
 {
     const int64_t S = p->config.page_size, n_pages = n_tokens / S + (n_tokens % S != 0);
     int32_t      *noted = p->noted + row * p->config.width;
@@ -113,72 +166,153 @@ static int note_pages(ledger *p, int64_t row, int64_t n_tokens)
                         "a sequence of %" PRId64 " tokens got %" PRId64 " pages, not %" PRId64,
                         n_tokens, state.n_pages, n_pages);
     }
-    for (int64_t i = 0; i < n_pages; i++) {
+    for (int64_t i = p->n_noted[row]; i < n_pages; i++) {
         const int32_t page = state.pages[i];
-        if (page < 0 || page >= p->config.num_pages || p->holders[page] >= 0) {
-            return cli_fail(CLI_DIFFERENCE, "the pool handed out page %" PRId32 ", which is %s",
-                            page, page < 0 || page >= p->config.num_pages ? "none" : "in use");
+        if (page < 0 || page >= p->config.num_pages) {
+            return cli_fail(CLI_DIFFERENCE, "the pool handed out page %" PRId32 ", which is none",
+                            page);
         }
-        p->holders[page] = (int32_t)row;
+        int status = i < n_found ? note_found(p, page, i) : note_new(p, page);
+        if (status != CLI_OK) {
+            return status;
+        }
+        p->n_held += p->notes[page].n_holders++ == 0;
         noted[i] = page;
+        p->n_noted[row] = (int32_t)(i + 1);
     }
-    p->n_noted[row] = (int32_t)n_pages;
-    p->n_held += n_pages;
     p->n_held_peak = p->n_held > p->n_held_peak ? p->n_held : p->n_held_peak;
     return CLI_OK;
 }
 
-/*
- * Admission reserves everything, so the whole is committed at once: a length in
- * the library is what a sequence has room for, and how much of it is computed
- * is known to the schedule.
- */
-int ledger_take(ledger *p, int64_t row, int64_t n_tokens, bool *got)
+/* Tokens for n sequences, committed at once; *got is false where the pool has too few pages. */
+static int reserve(ledger *p, const pkv_seq *seqs, const int32_t *n_tokens,
+                   const pkv_seq_prefix *prefixes, int64_t n, bool *got)
 {
-    const int32_t n = (int32_t)n_tokens;
-    int64_t       n_copies = 0;
-    pkv_error     err;
-    *got = false;
-    if (pkv_seq_open(p->seqs, &p->sequences[row], &err) != PKV_OK) {
-        return fail_library(&err, "opening a sequence");
-    }
+    int64_t    n_copies = 0;
+    pkv_error  err;
     pkv_status status =
-        pkv_seqs_reserve(p->seqs, &p->sequences[row], &n, 1, 0, NULL, 0, &n_copies, &err);
+        pkv_seqs_reserve(p->seqs, seqs, n_tokens, prefixes, n, 0, NULL, 0, &n_copies, &err);
+    *got = status == PKV_OK;
     if (status == PKV_E_NO_PAGES) {
-        status = pkv_seq_close(p->seqs, p->sequences[row], &err);
-        p->sequences[row] = 0;
-        return status == PKV_OK ? CLI_OK : fail_library(&err, "closing a sequence");
+        return CLI_OK;
     }
     if (status == PKV_OK) {
         status = pkv_seqs_commit(p->seqs, &err);
     }
-    if (status != PKV_OK) {
-        return fail_library(&err, "reserving pages");
-    }
-    *got = true;
     p->n_copies += n_copies;
-    return note_pages(p, row, n_tokens);
+    return status == PKV_OK ? CLI_OK : fail_library(&err, "reserving pages");
+}
+
+static int close_sequence(ledger *p, int64_t row)
+{
+    pkv_error  err;
+    pkv_status status = pkv_seq_close(p->seqs, p->sequences[row], &err);
+    p->sequences[row] = 0;
+    return status == PKV_OK ? CLI_OK : fail_library(&err, "closing a sequence");
+}
+
+/*
+ * What is taken is committed at once: a length in the library is what a sequence
+ * has room for, and how much of it is computed is known to the schedule.
+ */
+int ledger_take(ledger *p, int64_t row, int64_t n_tokens, const int32_t *known, int64_t n_known,
+                int64_t *n_hit, bool *got)
+{
+    pkv_seq_prefix prefix = {.pages = p->found, .stride = p->config.width};
+    pkv_error      err;
+    *got = false;
+    if (pkv_seq_open(p->seqs, &p->sequences[row], &err) != PKV_OK) {
+        return fail_library(&err, "opening a sequence");
+    }
+    if (p->prefix != NULL &&
+        pkv_prefix_find(p->prefix, 0, known, n_known, p->found, p->config.width, &prefix.n_pages,
+                        &err) != PKV_OK) {
+        return fail_library(&err, "finding a prompt");
+    }
+    *n_hit = prefix.n_pages * p->config.page_size;
+    if (*n_hit >= n_known && n_known > 0) {
+        return cli_fail(CLI_DIFFERENCE, "a hit of %" PRId64 " tokens leaves none of %" PRId64,
+                        *n_hit, n_known);
+    }
+    const int32_t n = (int32_t)(n_tokens - *n_hit);
+    int           status = reserve(p, &p->sequences[row], &n, &prefix, 1, got);
+    if (status == CLI_OK && !*got) {
+        return close_sequence(p, row);
+    }
+    return status == CLI_OK ? note_pages(p, row, n_tokens, prefix.n_pages) : status;
+}
+
+int64_t ledger_room(const ledger *p, int64_t row)
+{
+    pkv_seq_state state = {.struct_size = sizeof state};
+    return pkv_seq_info(p->seqs, p->sequences[row], &state, NULL) == PKV_OK ? state.n_tokens : -1;
+}
+
+int ledger_grow(ledger *p, const int32_t *rows, int64_t n, bool *got)
+{
+    for (int64_t i = 0; i < n; i++) {
+        p->running[i] = p->sequences[rows[i]];
+        p->scheduled[i] = 1;
+    }
+    int status = reserve(p, p->running, p->scheduled, NULL, n, got);
+    for (int64_t i = 0; status == CLI_OK && *got && i < n; i++) {
+        status = note_pages(p, rows[i], ledger_room(p, rows[i]), 0);
+    }
+    return status;
+}
+
+int64_t ledger_published(const ledger *p, int64_t row)
+{
+    pkv_seq_state state = {.struct_size = sizeof state};
+    return pkv_seq_info(p->seqs, p->sequences[row], &state, NULL) == PKV_OK
+               ? state.n_published * p->config.page_size
+               : 0;
+}
+
+int ledger_publish(ledger *p, int64_t row, int64_t request, const int32_t *tokens,
+                   int64_t n_tokens)
+{
+    const int32_t *noted = p->noted + row * p->config.width;
+    pkv_error      err;
+    if (pkv_seq_publish(p->seqs, p->sequences[row], p->prefix, 0, tokens, n_tokens, &err) !=
+        PKV_OK) {
+        return fail_library(&err, "publishing pages");
+    }
+    for (int64_t i = n_tokens / p->config.page_size; i-- > 0;) {
+        ledger_note *note = &p->notes[noted[i]];
+        if (note->request >= 0) {
+            break; /* and so are all before it */
+        }
+        *note = (ledger_note){note->n_holders, (int32_t)request, (int32_t)i};
+    }
+    return CLI_OK;
 }
 
 int ledger_give(ledger *p, int64_t row)
 {
     int64_t        n_pages = 0;
     const int32_t *noted = ledger_of(p, row, &n_pages);
-    pkv_error      err;
     for (int64_t i = 0; i < n_pages; i++) {
-        p->holders[noted[i]] = -1;
+        p->n_held -= --p->notes[noted[i]].n_holders == 0;
     }
-    p->n_held -= n_pages;
     p->n_noted[row] = 0;
-    pkv_status status = pkv_seq_close(p->seqs, p->sequences[row], &err);
-    p->sequences[row] = 0;
-    return status == PKV_OK ? CLI_OK : fail_library(&err, "closing a sequence");
+    return close_sequence(p, row);
 }
 
 const int32_t *ledger_of(const ledger *p, int64_t row, int64_t *n_pages)
 {
     *n_pages = p->n_noted[row];
     return p->noted + row * p->config.width;
+}
+
+bool ledger_is_cached(const ledger *p, int32_t page)
+{
+    return p->notes[page].n_holders == 0 && p->notes[page].request >= 0;
+}
+
+bool ledger_is_last(const ledger *p, int32_t page)
+{
+    return p->notes[page].n_holders == 1 && p->notes[page].request < 0;
 }
 
 int ledger_batch(ledger *p, const int32_t *computed, const int32_t *scheduled, int64_t n_rows,
@@ -191,8 +325,8 @@ int ledger_batch(ledger *p, const int32_t *computed, const int32_t *scheduled, i
             p->running[n++] = p->sequences[row];
         }
     }
-    if (pkv_seqs_batch(p->seqs, p->running, n, p->computed, p->scheduled, p->places, out, &err) !=
-        PKV_OK) {
+    if (pkv_seqs_batch(p->seqs, 0, p->running, n, p->computed, p->scheduled, p->places, out,
+                       &err) != PKV_OK) {
         return fail_library(&err, "the batch");
     }
     n = 0;
@@ -229,14 +363,21 @@ int ledger_measure(ledger *p)
 int ledger_check(const ledger *p, const pkv_pool_counts *counts)
 {
     pkv_error err;
-    if (pkv_seqs_check(p->seqs, 1, &err) != PKV_OK) {
+    int64_t   n_cached = 0;
+    if (pkv_seqs_check(p->seqs, 1, &err) != PKV_OK ||
+        (p->prefix != NULL && pkv_prefix_check(p->prefix, &err) != PKV_OK)) {
         return fail_library(&err, "the pool at the end");
     }
-    if (counts->n_used != p->n_held || counts->n_used_peak != p->n_held_peak) {
+    for (int32_t page = 0; page < p->config.num_pages; page++) {
+        n_cached += ledger_is_cached(p, page);
+    }
+    if (counts->n_used != p->n_held || counts->n_used_peak != p->n_held_peak ||
+        counts->n_cached != n_cached) {
         return cli_fail(CLI_DIFFERENCE,
-                        "the pool counts %" PRId64 " pages in use and %" PRId64 " at the peak; "
-                        "noted are %" PRId64 " and %" PRId64,
-                        counts->n_used, counts->n_used_peak, p->n_held, p->n_held_peak);
+                        "the pool counts %" PRId64 " pages in use, %" PRId64 " at the peak and "
+                        "%" PRId64 " cached; noted are %" PRId64 ", %" PRId64 " and %" PRId64,
+                        counts->n_used, counts->n_used_peak, counts->n_cached, p->n_held,
+                        p->n_held_peak, n_cached);
     }
     return CLI_OK;
 }

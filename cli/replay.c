@@ -29,9 +29,10 @@ static int print_help(void)
         "                                  memory; at least the longest request)\n"
         "  --allocator extent|lifo|fifo    which free pages are taken: those that follow each\n"
         "                                  other, freed last, freed first (extent)\n"
-        "  --prefix-cache off              reuse of pages; on is not in this release (off)\n"
-        "  --preempt refuse                admission reserves prompt + output; recompute is not\n"
-        "                                  in this release (refuse)\n"
+        "  --prefix-cache off|on           find pages again by their tokens, which the trace's\n"
+        "                                  hash ids make (off)\n"
+        "  --preempt refuse|recompute      admission reserves prompt + output; or the prompt, and\n"
+        "                                  the youngest is put back when pages run out (refuse)\n"
         "  --num-kv-heads N                (8)        --head-dim N  (128)\n"
         "  --num-layers N                  (1)\n"
         "  --dtype NAME                    f32 f16 bf16 fp8_e4m3 fp8_e5m2 int8 int4 (bf16)\n"
@@ -155,18 +156,6 @@ static int take_allocator(const char *text, int32_t *out)
     return cli_fail(CLI_USAGE, "--allocator \"%.60s\": not extent, lifo or fifo", text);
 }
 
-/* An option of which this release has the first value only. */
-static int take_first_word(const char *option, const char *text, const char *first,
-                           const char *second)
-{
-    bool is_second = false;
-    int  status = take_word(option, text, first, second, &is_second);
-    if (status == CLI_OK && is_second) {
-        return cli_fail(CLI_USAGE, "%s %s: not in this release", option, second);
-    }
-    return status;
-}
-
 static int take_named(int option, replay_options *o)
 {
     switch (option) {
@@ -174,8 +163,10 @@ static int take_named(int option, replay_options *o)
     case OPTION_ARRIVALS:
         return take_word("--arrivals", optarg, "now", "trace", &o->follow_arrivals);
     case OPTION_ALLOCATOR: return take_allocator(optarg, &o->allocator);
-    case OPTION_PREFIX_CACHE: return take_first_word("--prefix-cache", optarg, "off", "on");
-    case OPTION_PREEMPT: return take_first_word("--preempt", optarg, "refuse", "recompute");
+    case OPTION_PREFIX_CACHE:
+        return take_word("--prefix-cache", optarg, "off", "on", &o->prefix_cache);
+    case OPTION_PREEMPT:
+        return take_word("--preempt", optarg, "refuse", "recompute", &o->recompute);
     case OPTION_DTYPE:
         return cli_parse_dtype("--dtype", optarg, &o->dtype) ? CLI_OK : CLI_USAGE;
     case OPTION_CACHE_DTYPE:

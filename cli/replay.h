@@ -26,6 +26,8 @@ typedef struct replay_options {
     pkv_dtype   cache_dtype;
     int32_t     allocator; /* PKV_POOL_* */
     bool        follow_arrivals;
+    bool        prefix_cache;
+    bool        recompute; /* --preempt recompute */
     bool        verify;
     bool        quiet;
 } replay_options;
@@ -51,6 +53,10 @@ typedef struct replay_result {
     int64_t     num_pages;
     int64_t     pages_peak;
     int64_t     pages_leaked;
+    int64_t     pages_cached; /* at the end */
+    int64_t     prefix_hit_tokens;
+    int64_t     recomputed_tokens;
+    int64_t     preemptions;
     int64_t     evictions;
     int64_t     cow_pages;
     int64_t     largest_extent_pages; /* the smallest that it was */

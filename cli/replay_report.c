@@ -54,7 +54,7 @@ static void print_checks(FILE *out, const replay_options *o, const replay_result
     const replay_kind total = replay_total(r);
     fprintf(out, "requests  %" PRId64 " of %" PRId64 " finished in %" PRId64 " steps\n",
             r->requests_finished, r->requests, total.steps);
-    fprintf(out, "tokens    %" PRId64 " written, ", total.tokens);
+    fprintf(out, "tokens    %" PRId64 " written, ", total.tokens - r->recomputed_tokens);
     if (o->verify) {
         fprintf(out, "%" PRId64 " read back, %" PRId64 " differ, %" PRId64
                      " stray writes\n",
@@ -62,8 +62,20 @@ static void print_checks(FILE *out, const replay_options *o, const replay_result
     } else {
         fprintf(out, "not checked (--verify off)\n");
     }
-    fprintf(out, "pages     %" PRId64 " at the peak, %" PRId64 " leaked (allocator %s)\n\n",
+    fprintf(out, "pages     %" PRId64 " at the peak, %" PRId64 " leaked (allocator %s)\n",
             r->pages_peak, r->pages_leaked, replay_allocator_name(o->allocator));
+    if (o->prefix_cache) {
+        fprintf(out, "prefixes  %" PRId64 " of %" PRId64 " prompt tokens found (%.1f%%); %" PRId64
+                     " pages evicted,\n          %" PRId64 " cached at the end\n",
+                r->prefix_hit_tokens, r->prompt_tokens,
+                100 * ratio((double)r->prefix_hit_tokens, (double)r->prompt_tokens),
+                r->evictions, r->pages_cached);
+    }
+    if (o->recompute) {
+        fprintf(out, "put back  %" PRId64 " requests; %" PRId64 " tokens written again\n",
+                r->preemptions, r->recomputed_tokens);
+    }
+    fputc('\n', out);
 }
 
 /* The n-th percentile of a histogram over numbers of slices. */
@@ -245,7 +257,7 @@ static json_t *kind_json(const replay_options *o, const replay_result *r, const 
 static json_t *options_json(const replay_options *o, const replay_result *r)
 {
     return json_pack("{s:s?, s:s, s:I, s:I, s:I, s:I, s:I, s:I, s:s, s:s, s:I, s:I, s:I, s:s, s:b, "
-                     "s:s, s:s, s:b}",
+                     "s:s, s:s, s:b, s:s, s:s}",
                      "trace", o->trace_path, "arrivals", o->follow_arrivals ? "trace" : "now",
                      "page_size", (json_int_t)o->page_size, "num_pages", (json_int_t)r->num_pages,
                      "max_num_reqs", (json_int_t)o->max_num_reqs, "max_num_batched_tokens",
@@ -255,7 +267,9 @@ static json_t *options_json(const replay_options *o, const replay_result *r)
                      "num_layers", (json_int_t)o->num_layers, "num_slices_per_block",
                      (json_int_t)o->num_slices_per_block, "threads", (json_int_t)o->threads,
                      "backend", "cpu", "verify", o->verify, "isa", pkv_isa_current(), "version",
-                     pkv_version_string(), "huge_pages", r->huge_pages);
+                     pkv_version_string(), "huge_pages", r->huge_pages, "prefix_cache",
+                     o->prefix_cache ? "on" : "off", "preempt",
+                     o->recompute ? "recompute" : "refuse");
 }
 
 static json_t *counts_json(const replay_options *o, const replay_result *r, const replay_kind *all)
@@ -264,10 +278,11 @@ static json_t *counts_json(const replay_options *o, const replay_result *r, cons
         "{s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:I, "
         "s:I, s:I}",
         "requests", (json_int_t)r->requests, "requests_finished", (json_int_t)r->requests_finished,
-        "steps", (json_int_t)all->steps, "tokens_written", (json_int_t)all->tokens,
-        "prompt_tokens", (json_int_t)r->prompt_tokens, "slices_static",
-        (json_int_t)all->slices[WAY_STATIC], "slices_exact", (json_int_t)all->slices[WAY_EXACT],
-        "slices_merged", (json_int_t)all->slices[WAY_MERGED], "bytes_written",
+        "steps", (json_int_t)all->steps, "tokens_written",
+        (json_int_t)(all->tokens - r->recomputed_tokens), "prompt_tokens",
+        (json_int_t)r->prompt_tokens, "slices_static", (json_int_t)all->slices[WAY_STATIC],
+        "slices_exact", (json_int_t)all->slices[WAY_EXACT], "slices_merged",
+        (json_int_t)all->slices[WAY_MERGED], "bytes_written",
         (json_int_t)(all->tokens * r->row_bytes * o->num_layers), "plan_ns",
         (json_int_t)r->plan_ns, "plan_ns_merged", (json_int_t)r->plan_ns_merged,
         "update_ns_static", (json_int_t)all->update_ns[WAY_STATIC], "update_ns_exact",
@@ -278,15 +293,16 @@ static json_t *counts_json(const replay_options *o, const replay_result *r, cons
         (json_int_t)r->elapsed_ns);
 }
 
-/* Nothing is reused and nobody put back in this release. */
 static json_t *pages_json(const replay_options *o, const replay_result *r)
 {
-    return json_pack("{s:s, s:I, s:I, s:I, s:I, s:I, s:I, s:I}", "allocator",
+    return json_pack("{s:s, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:I}", "allocator",
                      replay_allocator_name(o->allocator), "pages_peak", (json_int_t)r->pages_peak,
                      "pages_leaked", (json_int_t)r->pages_leaked, "largest_extent_pages",
                      (json_int_t)r->largest_extent_pages, "evictions", (json_int_t)r->evictions,
-                     "cow_pages", (json_int_t)r->cow_pages, "prefix_hit_tokens", (json_int_t)0,
-                     "preemptions", (json_int_t)0);
+                     "cow_pages", (json_int_t)r->cow_pages, "prefix_hit_tokens",
+                     (json_int_t)r->prefix_hit_tokens, "preemptions", (json_int_t)r->preemptions,
+                     "recomputed_tokens", (json_int_t)r->recomputed_tokens, "pages_cached",
+                     (json_int_t)r->pages_cached);
 }
 
 json_t *replay_json(const replay_options *o, const trace *t, const replay_result *r)

@@ -13,8 +13,8 @@ static void list_tokens(engine *e)
     for (int64_t row = 0; row < s->n_rows; row++) {
         for (int64_t i = 0; i < s->scheduled[row]; i++) {
             int64_t position = s->computed[row] + i;
-            e->tokens[n++] = (step_token){engine_request_key(e, row), position,
-                                          engine_row_slot(e, row, position)};
+            e->tokens[n++] = (step_token){prompts_key(&e->prompts, s->request[row], position),
+                                          row, position, engine_row_slot(e, row, position)};
         }
     }
 }
@@ -169,14 +169,9 @@ static int write_step(engine *e)
 /* Counts the step's tokens and lets go of requests that are done. */
 static int end_requests(engine *e)
 {
-    int status = CLI_OK;
-    schedule_commit(&e->schedule);
+    int status = schedule_commit(&e->schedule);
     for (int64_t row = e->schedule.n_rows - 1; status == CLI_OK && row >= 0; row--) {
         if (row < e->schedule.n_rows && schedule_row_done(&e->schedule, row)) {
-            if (e->o->verify) {
-                engine_verify_row(e, row);
-                engine_poison_row(e, row);
-            }
             status = schedule_end_row(&e->schedule, row);
         }
     }
@@ -238,6 +233,10 @@ static int collect(engine *e)
     r->requests = e->trace->n_requests;
     r->requests_finished = e->schedule.n_finished;
     r->prompt_tokens = e->schedule.prompt_tokens;
+    r->prefix_hit_tokens = e->schedule.prefix_hit_tokens;
+    r->recomputed_tokens = e->schedule.recomputed_tokens;
+    r->preemptions = e->schedule.n_preemptions;
+    r->pages_cached = counts.n_cached;
     r->pages_peak = p->n_held_peak;
     r->pages_leaked = counts.n_used;
     r->evictions = counts.n_evictions;
@@ -256,7 +255,7 @@ int replay_run(const replay_options *o, const trace *t, replay_result *out)
         engine_touch_memory(&e);
         status = run_steps(&e);
         if (status == CLI_OK && o->verify) {
-            engine_check_poison(&e);
+            engine_check_rest(&e);
         }
         status = status != CLI_OK ? status : collect(&e);
     }

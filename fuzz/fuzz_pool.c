@@ -20,7 +20,8 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
     int64_t    n_pages = sizes[take_range(&in, 0, (int64_t)(sizeof sizes / sizeof sizes[0]) - 1)];
     pool_world_init(&w, allocator, n_pages, draw, &in);
     while (in.left > 0) {
-        pool_world_step(&w, (int)take_range(&in, 0, POOL_KINDS - 1));
+        int64_t kind = take_range(&in, 0, 255);
+        pool_world_step(&w, kind < 224 ? (int)(kind % POOL_LOST) : POOL_LOST);
         pool_world_compare(&w, in.left % 8 == 0);
     }
     if (w.model.reserving) {

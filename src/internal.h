@@ -31,10 +31,6 @@ void pkv_i_clear_tail(void *out, size_t struct_size, size_t bytes);
 #define PKV_I_MUL(a, b, r) __builtin_mul_overflow((a), (b), (r))
 #define PKV_I_ADD(a, b, r) __builtin_add_overflow((a), (b), (r))
 
-/* Of the pool, for sequences: may a page be written by its only owner?  Kept content
- * is not overwritten. */
-bool pkv_i_pool_is_writable(const pkv_pool *pool, int32_t page);
-
 /* Hands a failure on to the caller. */
 #define PKV_I_TRY(expr)                 \
     do {                                \

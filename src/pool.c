@@ -27,6 +27,9 @@ static void lay_out(pkv_pool *p, int64_t n_pages)
     p->at.pages = place_array(&end, pages * sizeof(pkv_i_page));
     p->at.ring = place_array(&end, p->ring_size * sizeof(pkv_i_entry));
     p->at.journal = place_array(&end, 2 * pages * sizeof(uint32_t));
+    p->at.noted = place_array(&end, pages * sizeof(uint32_t));
+    p->at.lost = place_array(&end, pages * sizeof(uint32_t));
+    p->at.is_lost = place_array(&end, (pages + 63) / 64 * sizeof(uint64_t));
     p->at.bits = place_array(&end, (uint64_t)p->n_blocks * PKV_I_BLOCK_WORDS * sizeof(uint64_t));
     p->at.bound = place_array(&end, (uint64_t)p->n_blocks * sizeof(uint16_t));
     p->at.bound_before = place_array(&end, (uint64_t)p->n_blocks * sizeof(uint16_t));
@@ -72,6 +75,8 @@ pkv_status pkv_pool_init(const pkv_pool_config *config, void *memory, uint64_t m
     lay_out(p, config->n_pages);
     p->now.n_blank = p->n_pages;
     memset(pkv_i_pool_pages(p), 0, (size_t)p->n_pages * sizeof(pkv_i_page));
+    memset(pkv_i_pool_noted(p), 0, (size_t)p->n_pages * sizeof(uint32_t));
+    memset(pkv_i_pool_is_lost(p), 0, (size_t)(p->n_pages + 63) / 64 * sizeof(uint64_t));
     pkv_i_extents e = pkv_i_pool_extents(p);
     pkv_i_extents_fill(&e, config->allocator == PKV_POOL_EXTENT);
     for (int64_t i = 0; config->allocator != PKV_POOL_EXTENT && i < p->n_pages; i++) {
@@ -125,6 +130,44 @@ bool pkv_i_pool_is_writable(const pkv_pool *pool, int32_t page)
 {
     const pkv_i_page *s = &pkv_i_pool_pages(pool)[page];
     return s->owners == 1 && (s->info & POOL_KEPT) == 0;
+}
+
+int64_t pkv_i_pool_n_pages(const pkv_pool *pool)
+{
+    return pkv_i_pool_check_args(pool, NULL, 0, NULL) == PKV_OK ? pool->n_pages : -1;
+}
+
+bool pkv_i_pool_is_kept(const pkv_pool *pool, int32_t page)
+{
+    return (pkv_i_pool_pages(pool)[page].info & POOL_KEPT) != 0;
+}
+
+bool pkv_i_pool_is_settled(const pkv_pool *pool)
+{
+    return !pool->reserving;
+}
+
+void pkv_i_pool_fetch(const pkv_pool *pool, int32_t page)
+{
+    __builtin_prefetch(&pkv_i_pool_pages(pool)[page]);
+}
+
+pkv_status pkv_pool_lost(pkv_pool *pool, int32_t *pages, int64_t n, int64_t *n_out, pkv_error *err)
+{
+    PKV_I_TRY(pkv_i_pool_check_args(pool, pages, n, err));
+    if (n_out == NULL) {
+        return pkv_i_fail(err, PKV_E_INVALID, "n_out is NULL");
+    }
+    const int64_t now = n < pool->n_lost ? n : pool->n_lost;
+    for (int64_t i = 0; i < now; i++) {
+        uint32_t page = pkv_i_pool_lost(pool)[pool->lost_head];
+        pkv_i_pool_is_lost(pool)[page / 64] &= ~((uint64_t)1 << (page % 64));
+        pages[i] = (int32_t)page;
+        pool->lost_head = pool->lost_head + 1 < pool->n_pages ? pool->lost_head + 1 : 0;
+    }
+    pool->n_lost -= now;
+    *n_out = now;
+    return PKV_OK;
 }
 
 /* Runs of blank pages: only the extents' allocator has them as bits. */
@@ -224,6 +267,36 @@ static pkv_status check_blocks(const pkv_i_extents *e, pkv_error *err)
     return PKV_OK;
 }
 
+/*
+ * The ring of lost pages names each page that has a bit, once: sums of the numbers and of their
+ * squares differ where one stands for another.  And nothing is noted for ever.
+ */
+static pkv_status check_lost(const pkv_pool *p, pkv_error *err)
+{
+    int64_t  n_bits = 0;
+    uint64_t sum = 0, squares = 0;
+    for (int64_t i = 0; i < p->n_pages; i++) {
+        const uint64_t bit = pkv_i_pool_is_lost(p)[i / 64] >> (i % 64) & 1;
+        n_bits += (int64_t)bit;
+        sum += bit * (uint64_t)i;
+        squares += bit * (uint64_t)(i * i);
+        if (!p->reserving && pkv_i_pool_noted(p)[i] != 0) {
+            return pkv_i_fail_at(err, PKV_E_CORRUPT, PKV_RULE_PAGE, i, 0, 0,
+                                 "owners are noted for a reservation that is over");
+        }
+    }
+    bool whole = p->n_lost == n_bits && p->lost_head >= 0 && p->lost_head < p->n_pages;
+    for (int64_t i = 0; whole && i < p->n_lost; i++) {
+        const int64_t  at = p->lost_head + i;
+        const uint64_t page = pkv_i_pool_lost(p)[at < p->n_pages ? at : at - p->n_pages];
+        sum -= page;
+        squares -= page * page;
+    }
+    return whole && sum == 0 && squares == 0
+               ? PKV_OK
+               : pkv_i_fail(err, PKV_E_CORRUPT, "the list of lost pages is broken");
+}
+
 pkv_status pkv_pool_check(const pkv_pool *pool, pkv_error *err)
 {
     PKV_I_TRY(pkv_i_pool_check_args(pool, NULL, 0, err));
@@ -238,5 +311,6 @@ pkv_status pkv_pool_check(const pkv_pool *pool, pkv_error *err)
         return pkv_i_fail(err, PKV_E_CORRUPT, "a count is not what the pages add up to");
     }
     PKV_I_TRY(check_ring(pool, sum.n_queued, err));
+    PKV_I_TRY(check_lost(pool, err));
     return check_blocks(&e, err);
 }

@@ -57,6 +57,9 @@ static void own(pkv_pool *p, uint32_t page, uint32_t kind)
 {
     pkv_i_pool_pages(p)[page].owners = 1;
     pkv_i_pool_note(p, page, kind);
+    if (kind == POOL_DID_EVICT && !p->reserving) { /* else when it is certain */
+        pkv_i_pool_lose(p, page);
+    }
 }
 
 static void take_run(pkv_pool *p, pkv_i_extents *e, int64_t first, int64_t n, int32_t *pages)
@@ -248,6 +251,15 @@ pkv_status pkv_pool_reserve(pkv_pool *pool, pkv_error *err)
 pkv_status pkv_pool_commit(pkv_pool *pool, pkv_error *err)
 {
     PKV_I_TRY(check_reserving(pool, true, err));
+    const uint32_t *journal = pkv_i_pool_journal(pool);
+    for (int64_t i = 0; i < pool->n_journal; i++) {
+        uint32_t page = journal[i] & POOL_PAGE_MASK, kind = journal[i] >> POOL_KIND_SHIFT;
+        if (kind == POOL_DID_SHARE) {
+            pkv_i_pool_noted(pool)[page] = 0;
+        } else if (kind == POOL_DID_EVICT) {
+            pkv_i_pool_lose(pool, page);
+        }
+    }
     pool->reserving = false;
     if (pool->now.n_used > pool->n_used_peak) {
         pool->n_used_peak = pool->now.n_used;
@@ -276,7 +288,10 @@ static void undo(pkv_pool *p, pkv_i_extents *e, uint32_t page, uint32_t kind)
         s->info |= POOL_QUEUED;
         s->owners = 0;
         break;
-    default: s->owners--; break;
+    default: /* all that were given, at once */
+        s->owners -= pkv_i_pool_noted(p)[page];
+        pkv_i_pool_noted(p)[page] = 0;
+        break;
     }
 }
 
@@ -284,10 +299,9 @@ pkv_status pkv_pool_release(pkv_pool *pool, pkv_error *err)
 {
     PKV_I_TRY(check_reserving(pool, true, err));
     const uint32_t *journal = pkv_i_pool_journal(pool);
-    const uint32_t  mask = ((uint32_t)1 << POOL_KIND_SHIFT) - 1;
     pkv_i_extents   e = pkv_i_pool_extents(pool);
     for (int64_t i = pool->n_journal; i-- > 0;) {
-        undo(pool, &e, journal[i] & mask, journal[i] >> POOL_KIND_SHIFT);
+        undo(pool, &e, journal[i] & POOL_PAGE_MASK, journal[i] >> POOL_KIND_SHIFT);
     }
     pool->now = pool->before;
     copy_bounds(pool, pool->at.bound, pool->at.bound_before);

@@ -65,15 +65,17 @@ pkv_status pkv_pool_share(pkv_pool *pool, const int32_t *pages, int64_t n, pkv_e
     if (n > INT32_MAX) {
         return pkv_i_fail(err, PKV_E_INVALID, "more pages are named than one can have owners");
     }
-    if (!pkv_i_pool_can_note(pool, n)) {
-        return pkv_i_fail(err, PKV_E_NO_MEMORY, "the reservation has no room to remember more");
-    }
     PKV_I_TRY(check_share(pool, pages, n, err));
     pkv_i_page *states = pkv_i_pool_pages(pool);
+    uint32_t   *noted = pkv_i_pool_noted(pool);
     for (int64_t i = 0; i < n; i++) {
         pkv_i_page *s = &states[pages[i]];
         bool        cached = s->owners == 0;
-        pkv_i_pool_note(pool, (uint32_t)pages[i], cached ? POOL_DID_REVIVE : POOL_DID_SHARE);
+        if (cached) {
+            pkv_i_pool_note(pool, (uint32_t)pages[i], POOL_DID_REVIVE);
+        } else if (pool->reserving && noted[pages[i]]++ == 0) {
+            pkv_i_pool_note(pool, (uint32_t)pages[i], POOL_DID_SHARE);
+        }
         pool->now.n_shared += s->owners == 1;
         s->owners++;
         if (cached) {
@@ -167,6 +169,9 @@ pkv_status pkv_pool_keep(pkv_pool *pool, const int32_t *pages, int64_t n, int32_
     }
     for (int64_t i = 0; i < n; i++) {
         uint32_t *info = &states[pages[i]].info;
+        if (keep == 0 && (*info & POOL_KEPT) != 0) {
+            pkv_i_pool_lose(pool, (uint32_t)pages[i]);
+        }
         *info = keep != 0 ? *info | POOL_KEPT : *info & ~(uint32_t)POOL_KEPT;
     }
     return PKV_OK;
@@ -190,6 +195,7 @@ pkv_status pkv_pool_forget(pkv_pool *pool, const int32_t *pages, int64_t n, pkv_
     pkv_i_extents e = pkv_i_pool_extents(pool);
     for (int64_t i = 0; i < n; i++) {
         states[pages[i]].info &= ~(uint32_t)POOL_QUEUED;
+        pkv_i_pool_lose(pool, (uint32_t)pages[i]);
         if (pool->allocator == PKV_POOL_EXTENT) {
             pkv_i_extents_give(&e, pages[i]);
         } else {

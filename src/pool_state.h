@@ -10,6 +10,7 @@
 
 #include "extents.h"
 #include "internal.h"
+#include "pool_pages.h"
 
 enum {
     POOL_MAGIC = 0x706b7670,
@@ -20,6 +21,7 @@ enum {
     POOL_STAMP = 4,  /* one step of the stamp */
     /* Kinds of a journal's entries, above the page's number. */
     POOL_KIND_SHIFT = 30,
+    POOL_PAGE_MASK = (1 << POOL_KIND_SHIFT) - 1,
     POOL_DID_TAKE = 0,   /* blank, now used */
     POOL_DID_EVICT = 1,  /* cached, now used and no longer kept */
     POOL_DID_REVIVE = 2, /* cached, now used again */
@@ -38,7 +40,7 @@ typedef struct pkv_i_entry {
 
 /* Where the arrays lie, from the start of the pool; the whole can be moved. */
 typedef struct pkv_i_pool_layout {
-    uint64_t pages, ring, journal, bits, bound, bound_before, total;
+    uint64_t pages, ring, journal, noted, lost, is_lost, bits, bound, bound_before, total;
 } pkv_i_pool_layout;
 
 /* What a release brings back as it was. */
@@ -57,6 +59,7 @@ struct pkv_pool {
     pkv_i_pool_now    now, before; /* `before`: when the open reservation began */
     int64_t           n_used_peak;
     int64_t           n_journal;
+    int64_t           lost_head, n_lost; /* of the list of lost pages, a ring */
     bool              reserving;
     pkv_allocator     memory; /* of a created pool */
 };
@@ -81,6 +84,23 @@ static inline uint32_t *pkv_i_pool_journal(const pkv_pool *p)
     return pkv_i_pool_at(p, p->at.journal);
 }
 
+/* [n_pages] owners that the open reservation gave a page beside its first one; else 0. */
+static inline uint32_t *pkv_i_pool_noted(const pkv_pool *p)
+{
+    return pkv_i_pool_at(p, p->at.noted);
+}
+
+/* Pages whose kept content is gone: a ring of n_pages, and a bit for each that is in it. */
+static inline uint32_t *pkv_i_pool_lost(const pkv_pool *p)
+{
+    return pkv_i_pool_at(p, p->at.lost);
+}
+
+static inline uint64_t *pkv_i_pool_is_lost(const pkv_pool *p)
+{
+    return pkv_i_pool_at(p, p->at.is_lost);
+}
+
 static inline pkv_i_extents pkv_i_pool_extents(const pkv_pool *p)
 {
     return (pkv_i_extents){.bits = pkv_i_pool_at(p, p->at.bits),
@@ -102,16 +122,18 @@ static inline bool pkv_i_pool_is_current(const pkv_i_page *pages, const pkv_i_en
     return pages[e->page].info == e->info;
 }
 
-/*
- * Is there room to remember n shares while a reservation is open?  Each page without an
- * owner keeps a place for the one time that it can get one, so allocation need not ask.
- */
-static inline bool pkv_i_pool_can_note(const pkv_pool *p, int64_t n)
+/* A page whose content was kept is not what it was: pkv_pool_lost() will say so, once. */
+static inline void pkv_i_pool_lose(pkv_pool *p, uint32_t page)
 {
-    int64_t n_free = p->now.n_blank + p->now.n_cached;
-    return !p->reserving || n <= 2 * p->n_pages - p->n_journal - n_free;
+    uint64_t *word = &pkv_i_pool_is_lost(p)[page / 64], bit = (uint64_t)1 << (page % 64);
+    if ((*word & bit) == 0) {
+        *word |= bit;
+        int64_t at = p->lost_head + p->n_lost++;
+        pkv_i_pool_lost(p)[at < p->n_pages ? at : at - p->n_pages] = page;
+    }
 }
 
+/* The journal never overflows: a page gets its first owner once, and is shared once (see noted). */
 static inline void pkv_i_pool_note(pkv_pool *p, uint32_t page, uint32_t kind)
 {
     if (p->reserving) {

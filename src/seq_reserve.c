@@ -1,4 +1,6 @@
 /* Sequences: the pages of a step, all or none, and the planner's view of it. */
+#include <string.h>
+
 #include "seq_state.h"
 
 static pkv_status fail_at(pkv_status code, int32_t rule, int64_t index, int64_t value,
@@ -14,9 +16,10 @@ static void forget_step(pkv_seqs *s)
     pkv_i_seq *seqs = pkv_i_seqs_seqs(s);
     for (int64_t i = 0; i < s->n_step; i++) {
         pkv_i_seq *q = &seqs[pkv_i_seqs_step(s)[i]];
-        q->n_reserved = 0;
-        q->replaced = -1;
+        q->n_reserved = q->n_prefix = 0;
         q->in_step = false;
+        memset(pkv_i_seqs_replaced(s, pkv_i_seqs_step(s)[i]), 0xff,
+               (size_t)s->n_groups * sizeof(int32_t));
     }
     s->n_step = 0;
     s->reserving = false;
@@ -29,8 +32,11 @@ static void undo_tables(pkv_seqs *s)
     for (int64_t i = 0; i < s->n_step; i++) {
         int64_t    place = pkv_i_seqs_step(s)[i];
         pkv_i_seq *q = &seqs[place];
-        if (q->replaced >= 0) {
-            pkv_i_seqs_row(s, place)[q->pages_before - 1] = q->replaced;
+        for (int64_t g = 0; g < s->n_groups; g++) {
+            int32_t replaced = pkv_i_seqs_replaced(s, place)[g];
+            if (replaced >= 0) {
+                pkv_i_seqs_row(s, place, g)[q->pages_before - 1] = replaced;
+            }
         }
         q->n_pages = q->pages_before;
     }
@@ -51,10 +57,15 @@ pkv_status pkv_seqs_commit(pkv_seqs *seqs, pkv_error *err)
     PKV_I_TRY(pkv_pool_commit(seqs->pool, err));
     pkv_i_seq *all = pkv_i_seqs_seqs(seqs);
     for (int64_t i = 0; i < seqs->n_step; i++) {
-        pkv_i_seq *q = &all[pkv_i_seqs_step(seqs)[i]];
-        q->n_tokens += q->n_reserved;
-        if (q->replaced >= 0) { /* copied by now; this owner was its own, so it cannot fail */
-            (void)pkv_pool_free(seqs->pool, &q->replaced, 1, NULL);
+        const int64_t place = pkv_i_seqs_step(seqs)[i];
+        pkv_i_seq    *q = &all[place];
+        q->n_tokens += q->n_prefix + q->n_reserved;
+        q->n_published += q->n_prefix / seqs->page_size;
+        for (int64_t g = 0; g < seqs->n_groups; g++) {
+            const int32_t *replaced = &pkv_i_seqs_replaced(seqs, place)[g];
+            if (*replaced >= 0) { /* copied by now; this owner was its own, so it cannot fail */
+                (void)pkv_pool_free(seqs->pool, replaced, 1, NULL);
+            }
         }
     }
     forget_step(seqs);
@@ -70,10 +81,11 @@ typedef struct step {
 } step;
 
 /* The partial last page, if writing behind its tokens would change what others read. */
-static pkv_status own_last_page(pkv_seqs *s, int64_t i, int64_t place, step *t, pkv_error *err)
+static pkv_status own_last_page(pkv_seqs *s, int64_t i, int64_t place, int32_t group, step *t,
+                                pkv_error *err)
 {
     pkv_i_seq    *q = &pkv_i_seqs_seqs(s)[place];
-    int32_t      *last = &pkv_i_seqs_row(s, place)[q->n_pages - 1];
+    int32_t      *last = &pkv_i_seqs_row(s, place, group)[q->n_pages - 1];
     const int64_t n_held = q->n_tokens % s->page_size;
     if (n_held == 0) {
         return PKV_OK;
@@ -91,43 +103,60 @@ static pkv_status own_last_page(pkv_seqs *s, int64_t i, int64_t place, step *t, 
     }
     int32_t page = -1, after = q->n_pages > 1 ? last[-1] : -1;
     PKV_I_TRY(pkv_pool_alloc(s->pool, 1, after < 0 ? -1 : after, t->room, &page, err));
-    t->copies[t->n_copies++] = (pkv_page_copy){*last, page, (int32_t)n_held};
-    q->replaced = *last;
+    t->copies[t->n_copies++] = (pkv_page_copy){*last, page, (int32_t)n_held, group};
+    pkv_i_seqs_replaced(s, place)[group] = *last;
     *last = page;
     return PKV_OK;
 }
 
-static pkv_status add_pages(pkv_seqs *s, int64_t i, int64_t place, step *t, pkv_error *err)
+/* The pages that an empty sequence begins with get an owner more and stand in its rows. */
+static pkv_status begin_with(pkv_seqs *s, int64_t i, int64_t place, const pkv_seq_prefix *prefix,
+                             pkv_error *err)
 {
     pkv_i_seq *q = &pkv_i_seqs_seqs(s)[place];
-    int32_t   *row = pkv_i_seqs_row(s, place);
-    int64_t    n_pages = pkv_i_seqs_pages_of(s, q->n_tokens + q->n_reserved);
-    if (n_pages > s->width) {
-        return fail_at(PKV_E_RANGE, PKV_RULE_TABLE, i, n_pages, s->width,
-                       "the sequence would exceed max_pages_per_seq", err);
+    int64_t    n_done = 0;
+    if (q->n_tokens > 0) {
+        return fail_at(PKV_E_STATE, PKV_RULE_NONE, i, q->n_tokens, 0,
+                       "a sequence that has tokens cannot begin with others", err);
     }
+    for (int64_t g = 0; g < s->n_groups; g++) {
+        const int32_t *pages = prefix->pages + g * prefix->stride;
+        PKV_I_TRY(pkv_i_seqs_share(s->pool, pages, prefix->n_pages, &n_done, err));
+        memcpy(pkv_i_seqs_row(s, place, g), pages, (size_t)prefix->n_pages * sizeof *pages);
+    }
+    q->n_pages = prefix->n_pages;
+    q->n_prefix = prefix->n_pages * s->page_size;
+    return PKV_OK;
+}
+
+/* The pages of the tokens that the step computes. */
+static pkv_status add_pages(pkv_seqs *s, int64_t i, int64_t place, step *t, pkv_error *err)
+{
+    pkv_i_seq    *q = &pkv_i_seqs_seqs(s)[place];
+    const int64_t n_pages = pkv_i_seqs_pages_of(s, q->n_tokens + q->n_prefix + q->n_reserved);
     if (q->n_reserved == 0) {
         return PKV_OK;
     }
-    PKV_I_TRY(own_last_page(s, i, place, t, err));
-    int32_t    after = q->n_pages > 0 ? row[q->n_pages - 1] : -1;
-    pkv_status status = pkv_pool_alloc(s->pool, n_pages - q->n_pages, after < 0 ? -1 : after,
-                                       t->room, row + q->n_pages, err);
-    if (status == PKV_OK) {
-        q->n_pages = n_pages;
+    for (int32_t g = 0; g < s->n_groups; g++) {
+        int32_t *row = pkv_i_seqs_row(s, place, g);
+        PKV_I_TRY(own_last_page(s, i, place, g, t, err));
+        int32_t after = q->n_pages > 0 ? row[q->n_pages - 1] : -1;
+        PKV_I_TRY(pkv_pool_alloc(s->pool, n_pages - q->n_pages, after < 0 ? -1 : after, t->room,
+                                 row + q->n_pages, err));
     }
-    return status;
+    q->n_pages = n_pages;
+    return PKV_OK;
 }
 
-/* Into the list of the step: from here on an undo finds it. */
-static pkv_status enter(pkv_seqs *s, int64_t i, pkv_seq seq, int32_t n_tokens, int64_t *place,
-                        pkv_error *err)
+/* Into the list of the step: from here on an undo finds it.  And the pages that it begins with. */
+static pkv_status enter(pkv_seqs *s, int64_t i, pkv_seq seq, int32_t n_tokens,
+                        const pkv_seq_prefix *prefix, pkv_error *err)
 {
-    *place = pkv_i_seqs_place(s, seq);
-    if (*place < 0) {
+    const int64_t place = pkv_i_seqs_place(s, seq);
+    if (place < 0) {
         return pkv_i_seqs_fail_handle(i, err);
     }
-    pkv_i_seq *q = &pkv_i_seqs_seqs(s)[*place];
+    pkv_i_seq *q = &pkv_i_seqs_seqs(s)[place];
     if (q->in_step) {
         return fail_at(PKV_E_STATE, PKV_RULE_NONE, i, 0, 0, "a sequence is named twice", err);
     }
@@ -135,35 +164,65 @@ static pkv_status enter(pkv_seqs *s, int64_t i, pkv_seq seq, int32_t n_tokens, i
         return fail_at(PKV_E_RANGE, PKV_RULE_SCHEDULED, i, n_tokens, 0, "n_tokens is negative",
                        err);
     }
-    pkv_i_seqs_step(s)[s->n_step++] = (int32_t)*place;
+    const int64_t n_prefix = prefix != NULL ? prefix->n_pages : 0;
+    int64_t       n_pages = pkv_i_seqs_pages_of(s, q->n_tokens + n_tokens);
+    if (PKV_I_ADD(n_pages, n_prefix, &n_pages) || n_pages > s->width) {
+        return fail_at(PKV_E_RANGE, PKV_RULE_TABLE, i, n_pages < 0 ? INT64_MAX : n_pages, s->width,
+                       "the sequence would exceed max_pages_per_seq", err);
+    }
+    pkv_i_seqs_step(s)[s->n_step++] = (int32_t)place;
     q->in_step = true;
     q->n_reserved = n_tokens;
     q->pages_before = q->n_pages;
+    return n_prefix > 0 ? begin_with(s, i, place, prefix, err) : PKV_OK;
+}
+
+static pkv_status check_prefixes(const pkv_seqs *s, const pkv_seq_prefix *prefixes, int64_t n,
+                                 pkv_error *err)
+{
+    for (int64_t i = 0; prefixes != NULL && i < n; i++) {
+        const pkv_seq_prefix *p = &prefixes[i];
+        if (p->n_pages < 0 || (p->n_pages > 0 && p->pages == NULL) ||
+            (p->n_pages > p->stride && s->n_groups > 1)) {
+            return fail_at(PKV_E_INVALID, PKV_RULE_NONE, i, p->n_pages, p->stride,
+                           "a prefix is NULL, negative or longer than its stride", err);
+        }
+    }
     return PKV_OK;
 }
 
+/* The pool does not know of sequences. */
+static void name_sequence(pkv_status status, int64_t i, pkv_error *err)
+{
+    if (status != PKV_OK && err != NULL) {
+        err->index = i;
+    }
+}
+
 pkv_status pkv_seqs_reserve(pkv_seqs *seqs, const pkv_seq *seqs_of_step, const int32_t *n_tokens,
-                            int64_t n, int64_t room, pkv_page_copy *copies, int64_t max_copies,
-                            int64_t *n_copies_out, pkv_error *err)
+                            const pkv_seq_prefix *prefixes, int64_t n, int64_t room,
+                            pkv_page_copy *copies, int64_t max_copies, int64_t *n_copies_out,
+                            pkv_error *err)
 {
     PKV_I_TRY(pkv_i_seqs_check_state(seqs, false, err));
     if (n < 0 || (n > 0 && (seqs_of_step == NULL || n_tokens == NULL)) || room < 0 ||
         max_copies < 0 || (max_copies > 0 && copies == NULL) || n_copies_out == NULL) {
         return pkv_i_fail(err, PKV_E_INVALID, "an array is NULL, or a number negative");
     }
+    PKV_I_TRY(check_prefixes(seqs, prefixes, n, err));
     PKV_I_TRY(pkv_pool_reserve(seqs->pool, err));
     seqs->reserving = true;
     step       t = {.room = room, .copies = copies, .max_copies = max_copies};
     pkv_status status = PKV_OK;
+    /* All prefixes have an owner before any page is taken: one could be evicted for another. */
     for (int64_t i = 0; i < n && status == PKV_OK; i++) {
-        int64_t place = 0;
-        status = enter(seqs, i, seqs_of_step[i], n_tokens[i], &place, err);
-        if (status == PKV_OK) {
-            status = add_pages(seqs, i, place, &t, err);
-        }
-        if (status == PKV_E_NO_PAGES && err != NULL) {
-            err->index = i;
-        }
+        status = enter(seqs, i, seqs_of_step[i], n_tokens[i],
+                       prefixes != NULL ? &prefixes[i] : NULL, err);
+        name_sequence(status, i, err);
+    }
+    for (int64_t i = 0; i < n && status == PKV_OK; i++) {
+        status = add_pages(seqs, i, pkv_i_seqs_step(seqs)[i], &t, err);
+        name_sequence(status, i, err);
     }
     if (status != PKV_OK) {
         (void)pkv_seqs_release(seqs, NULL);
@@ -175,14 +234,15 @@ pkv_status pkv_seqs_reserve(pkv_seqs *seqs, const pkv_seq *seqs_of_step, const i
 
 /* ---- the planner's view ----------------------------------------------------------- */
 
-pkv_status pkv_seqs_batch(const pkv_seqs *seqs, const pkv_seq *seqs_of_step, int64_t n,
-                          int32_t *computed, int32_t *scheduled, int32_t *rows,
+pkv_status pkv_seqs_batch(const pkv_seqs *seqs, int32_t group, const pkv_seq *seqs_of_step,
+                          int64_t n, int32_t *computed, int32_t *scheduled, int32_t *rows,
                           pkv_batch *batch_out, pkv_error *err)
 {
-    if (seqs == NULL || seqs->magic != SEQS_MAGIC || n < 0 || batch_out == NULL ||
+    if (seqs == NULL || seqs->magic != SEQS_MAGIC || group < 0 || group >= seqs->n_groups ||
+        n < 0 || batch_out == NULL ||
         (n > 0 && (seqs_of_step == NULL || computed == NULL || scheduled == NULL ||
                    rows == NULL))) {
-        return pkv_i_fail(err, PKV_E_INVALID, "a pointer is NULL, or n negative");
+        return pkv_i_fail(err, PKV_E_INVALID, "a pointer is NULL, n negative, or no such group");
     }
     for (int64_t i = 0; i < n; i++) {
         int64_t place = pkv_i_seqs_place(seqs, seqs_of_step[i]);
@@ -190,19 +250,20 @@ pkv_status pkv_seqs_batch(const pkv_seqs *seqs, const pkv_seq *seqs_of_step, int
             return pkv_i_seqs_fail_handle(i, err);
         }
         const pkv_i_seq *q = &pkv_i_seqs_seqs(seqs)[place];
-        if (q->n_tokens > INT32_MAX) {
-            return fail_at(PKV_E_RANGE, PKV_RULE_COMPUTED, i, q->n_tokens, INT32_MAX,
+        const int64_t n_tokens = q->n_tokens + q->n_prefix;
+        if (n_tokens > INT32_MAX) {
+            return fail_at(PKV_E_RANGE, PKV_RULE_COMPUTED, i, n_tokens, INT32_MAX,
                            "the sequence is longer than int32", err);
         }
-        computed[i] = (int32_t)q->n_tokens;
+        computed[i] = (int32_t)n_tokens;
         scheduled[i] = (int32_t)q->n_reserved;
-        rows[i] = (int32_t)place;
+        rows[i] = (int32_t)(place * seqs->n_groups + group);
     }
     *batch_out = (pkv_batch){.struct_size = sizeof *batch_out,
                              .n_requests = n,
                              .computed = computed,
                              .scheduled = scheduled,
-                             .block_table = pkv_i_seqs_row(seqs, 0),
+                             .block_table = pkv_i_seqs_row(seqs, 0, 0),
                              .block_table_stride = seqs->width,
                              .block_table_width = seqs->width,
                              .page_size = seqs->page_size,
@@ -215,20 +276,23 @@ pkv_status pkv_seqs_batch(const pkv_seqs *seqs, const pkv_seq *seqs_of_step, int
 static pkv_status check_seq(const pkv_seqs *s, int64_t place, int64_t *n_entries, pkv_error *err)
 {
     const pkv_i_seq *q = &pkv_i_seqs_seqs(s)[place];
-    const int32_t   *row = pkv_i_seqs_row(s, place);
-    if (q->n_pages != pkv_i_seqs_pages_of(s, q->n_tokens + q->n_reserved) ||
-        q->n_pages > s->width) {
+    const int64_t    n_tokens = q->n_tokens + q->n_prefix + q->n_reserved;
+    if (q->n_pages != pkv_i_seqs_pages_of(s, n_tokens) || q->n_pages > s->width ||
+        q->n_published > n_tokens / s->page_size) {
         return fail_at(PKV_E_CORRUPT, PKV_RULE_NONE, place, q->n_pages, s->width,
                        "a sequence's pages are not those of its tokens", err);
     }
-    for (int64_t i = 0; i < q->n_pages; i++) {
-        if (row[i] != SEQ_DROPPED && pkv_pool_owners(s->pool, row[i]) < 1) {
-            return fail_at(PKV_E_CORRUPT, PKV_RULE_PAGE, place, row[i], 0,
-                           "a sequence's page has no owner", err);
+    for (int64_t g = 0; g < s->n_groups; g++) {
+        const int32_t *row = pkv_i_seqs_row(s, place, g);
+        for (int64_t i = 0; i < q->n_pages; i++) {
+            if (row[i] != SEQ_DROPPED && pkv_pool_owners(s->pool, row[i]) < 1) {
+                return fail_at(PKV_E_CORRUPT, PKV_RULE_PAGE, place, row[i], 0,
+                               "a sequence's page has no owner", err);
+            }
+            *n_entries += row[i] != SEQ_DROPPED;
         }
-        *n_entries += row[i] != SEQ_DROPPED;
+        *n_entries += pkv_i_seqs_replaced(s, place)[g] >= 0;
     }
-    *n_entries += q->replaced >= 0;
     return PKV_OK;
 }
 

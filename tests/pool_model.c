@@ -1,16 +1,7 @@
 /* See pool_model.h. */
 #include "pool_model.h"
 
-#include <string.h>
-
 enum { NO_INDEX = -1 };
-
-/* What a call must return. */
-typedef struct verdict {
-    pkv_status status;
-    int32_t    rule;
-    int64_t    index;
-} verdict;
 
 static const verdict GOOD = {PKV_OK, PKV_RULE_NONE, NO_INDEX};
 static const verdict WRONG_STATE = {PKV_E_STATE, PKV_RULE_NONE, NO_INDEX};
@@ -24,6 +15,8 @@ void pool_model_init(pool_model *m, int32_t allocator, int64_t n_pages)
     m->owners = test_alloc(n * sizeof *m->owners);
     m->kept = test_alloc(n * sizeof *m->kept);
     m->queue = test_alloc(n * sizeof *m->queue);
+    m->lost = test_alloc(n * sizeof *m->lost);
+    m->evicted = test_alloc(n * sizeof *m->evicted);
     memset(m->owners, 0, n * sizeof *m->owners);
     memset(m->kept, 0, n * sizeof *m->kept);
     for (int64_t i = 0; allocator != PKV_POOL_EXTENT && i < n_pages; i++) {
@@ -36,6 +29,8 @@ void pool_model_free(pool_model *m)
     free(m->owners);
     free(m->kept);
     free(m->queue);
+    free(m->lost);
+    free(m->evicted);
 }
 
 void pool_model_copy(pool_model *to, const pool_model *from)
@@ -46,30 +41,24 @@ void pool_model_copy(pool_model *to, const pool_model *from)
     to->owners = arrays.owners;
     to->kept = arrays.kept;
     to->queue = arrays.queue;
+    to->lost = arrays.lost;
+    to->evicted = arrays.evicted;
     memcpy(to->owners, from->owners, n * sizeof *to->owners);
     memcpy(to->kept, from->kept, n * sizeof *to->kept);
     memcpy(to->queue, from->queue, (size_t)from->n_queue * sizeof *to->queue);
+    memcpy(to->lost, from->lost, (size_t)from->n_lost * sizeof *to->lost);
+    memcpy(to->evicted, from->evicted, (size_t)from->n_evicted * sizeof *to->evicted);
 }
 
-static bool is_blank(const pool_model *m, int64_t page)
-{
-    return page >= 0 && page < m->n_pages && m->owners[page] == 0 && !m->kept[page];
-}
-
-static bool is_cached(const pool_model *m, int64_t page)
-{
-    return m->owners[page] == 0 && m->kept[page];
-}
-
-static pkv_pool_counts count_pages(const pool_model *m)
+pkv_pool_counts pool_model_count(const pool_model *m)
 {
     pkv_pool_counts c = {.struct_size = sizeof c, .n_pages = m->n_pages,
                          .n_used_peak = m->n_used_peak, .n_evictions = m->n_evictions};
     int64_t run = 0;
     for (int64_t i = 0; i < m->n_pages; i++) {
-        bool blank = is_blank(m, i);
+        bool blank = pool_model_is_blank(m, i);
         c.n_blank += blank;
-        c.n_cached += is_cached(m, i);
+        c.n_cached += pool_model_is_cached(m, i);
         c.n_used += m->owners[i] > 0;
         c.n_shared += m->owners[i] > 1;
         run = blank ? run + 1 : 0;
@@ -80,7 +69,7 @@ static pkv_pool_counts count_pages(const pool_model *m)
 
 static void note_peak(pool_model *m)
 {
-    int64_t n_used = count_pages(m).n_used;
+    int64_t n_used = pool_model_count(m).n_used;
     if (!m->reserving && n_used > m->n_used_peak) {
         m->n_used_peak = n_used;
     }
@@ -97,8 +86,21 @@ static void leave_queue(pool_model *m, int32_t page)
     memmove(m->queue + i, m->queue + i + 1, (size_t)(m->n_queue - i) * sizeof *m->queue);
 }
 
+/* Each once, at its first place. */
+static void lose_page(pool_model *m, int32_t page)
+{
+    if (pool_model_times_named(m->lost, m->n_lost, page) == 0) {
+        m->lost[m->n_lost++] = page;
+    }
+}
+
 static void take_page(pool_model *m, int32_t page)
 {
+    if (m->kept[page] && m->reserving) {
+        m->evicted[m->n_evicted++] = page;
+    } else if (m->kept[page]) {
+        lose_page(m, page);
+    }
     m->n_evictions += m->kept[page];
     m->kept[page] = false;
     m->owners[page] = 1;
@@ -118,38 +120,51 @@ static void take_in_order(pool_model *m, const int32_t *pages, int64_t n)
 /* Extents: any blank pages, but those behind `after` first; then the oldest cached ones. */
 static void take_extents(pool_model *m, int32_t after, const int32_t *pages, int64_t n)
 {
-    int64_t n_blank = count_pages(m).n_blank;
+    int64_t n_blank = pool_model_count(m).n_blank;
     int64_t n_evicted = n > n_blank ? n - n_blank : 0;
     bool    grows = after >= 0;
     for (int64_t i = 0; i < n - n_evicted; i++) {
-        grows = grows && is_blank(m, after + 1 + i);
-        assert_true(is_blank(m, pages[i])); /* so they are distinct, too */
+        grows = grows && pool_model_is_blank(m, after + 1 + i);
+        assert_true(pool_model_is_blank(m, pages[i])); /* so they are distinct, too */
         assert_true(!grows || pages[i] == after + 1 + i);
         take_page(m, pages[i]);
     }
     const int32_t *evicted = pages + n - n_evicted;
     for (int64_t i = 0; i < n_evicted; i++) {
-        assert_true(evicted[i] >= 0 && evicted[i] < m->n_pages && is_cached(m, evicted[i]));
-        take_page(m, evicted[i]);
+        assert_true(evicted[i] >= 0 && evicted[i] < m->n_pages);
+        assert_true(pool_model_is_cached(m, evicted[i]));
+        m->owners[evicted[i]] = 1; /* so they are distinct */
     }
     for (int64_t i = 0; i < n_evicted; i++) {
         assert_int_equal(m->owners[m->queue[i]], 1); /* the oldest are the ones that went */
+        take_page(m, m->queue[i]);
     }
     m->n_queue -= n_evicted;
     memmove(m->queue, m->queue + n_evicted, (size_t)m->n_queue * sizeof *m->queue);
 }
 
-static void share_pages(pool_model *m, const int32_t *pages, int64_t n)
+void pool_model_alloc(pool_model *m, int32_t after, const int32_t *pages, int64_t n)
+{
+    if (m->allocator == PKV_POOL_EXTENT) {
+        take_extents(m, after, pages, n);
+    } else {
+        take_in_order(m, pages, n);
+    }
+    note_peak(m);
+}
+
+void pool_model_share(pool_model *m, const int32_t *pages, int64_t n)
 {
     for (int64_t i = 0; i < n; i++) {
-        if (is_cached(m, pages[i])) {
+        if (pool_model_is_cached(m, pages[i])) {
             leave_queue(m, pages[i]);
         }
         m->owners[pages[i]]++;
     }
+    note_peak(m);
 }
 
-static void free_pages(pool_model *m, const int32_t *pages, int64_t n)
+void pool_model_drop(pool_model *m, const int32_t *pages, int64_t n)
 {
     for (int64_t i = 0; i < n; i++) {
         bool waits = m->kept[pages[i]] || m->allocator != PKV_POOL_EXTENT;
@@ -159,40 +174,66 @@ static void free_pages(pool_model *m, const int32_t *pages, int64_t n)
     }
 }
 
-static void forget_pages(pool_model *m, const int32_t *pages, int64_t n)
+void pool_model_keep(pool_model *m, const int32_t *pages, int64_t n, bool keep)
+{
+    for (int64_t i = 0; i < n; i++) {
+        if (m->kept[pages[i]] && !keep) {
+            lose_page(m, pages[i]);
+        }
+        m->kept[pages[i]] = keep;
+    }
+}
+
+void pool_model_forget(pool_model *m, const int32_t *pages, int64_t n)
 {
     for (int64_t i = 0; i < n; i++) {
         leave_queue(m, pages[i]);
         m->kept[pages[i]] = false;
+        lose_page(m, pages[i]);
         if (m->allocator != PKV_POOL_EXTENT) {
             m->queue[m->n_queue++] = pages[i];
         }
     }
 }
 
-/* ---- what a call must return --------------------------------------------- */
-
-static int64_t times_named(const int32_t *pages, int64_t n, int32_t page)
+void pool_model_reserve(pool_model *m, pool_model *before)
 {
-    int64_t times = 0;
-    for (int64_t i = 0; i < n; i++) {
-        times += pages[i] == page;
-    }
-    return times;
+    m->n_evicted = 0;
+    pool_model_copy(before, m);
+    m->reserving = true;
 }
+
+void pool_model_commit(pool_model *m)
+{
+    for (int64_t i = 0; i < m->n_evicted; i++) {
+        lose_page(m, m->evicted[i]);
+    }
+    m->reserving = false;
+    note_peak(m);
+}
+
+/* What was told in between stays told. */
+void pool_model_release(pool_model *m, const pool_model *before)
+{
+    const int64_t n_told = before->n_lost - m->n_lost;
+    pool_model_copy(m, before);
+    pool_model_told(m, n_told);
+}
+
+/* ---- what a call must return --------------------------------------------- */
 
 static bool page_allows(const pool_model *m, int kind, const int32_t *pages, int64_t i)
 {
     int32_t page = pages[i];
     switch (kind) {
     case POOL_SHARE:
-        return !is_blank(m, page);
+        return pool_model_has_content(m, page);
     case POOL_KEEP:
         return m->owners[page] > 0;
     case POOL_FORGET:
-        return is_cached(m, page) && times_named(pages, i, page) == 0;
+        return pool_model_is_cached(m, page) && pool_model_times_named(pages, i, page) == 0;
     default:
-        return times_named(pages, i, page) < m->owners[page];
+        return pool_model_times_named(pages, i, page) < m->owners[page];
     }
 }
 
@@ -258,19 +299,10 @@ void pool_world_copy(pool_world *to, const pool_world *from)
 void pool_world_compare(const pool_world *w, bool whole)
 {
     const pool_model *m = &w->model;
-    pkv_pool_counts   expected = count_pages(m), found = {.struct_size = sizeof found};
+    pkv_pool_counts   expected = pool_model_count(m), found = {.struct_size = sizeof found};
     pkv_error         err;
     expect_ok(pkv_pool_stats(w->pool, &found, &err), &err);
-    if (memcmp(&found, &expected, sizeof found) != 0) {
-        fail_msg("blank %lld %lld cached %lld %lld used %lld %lld shared %lld %lld peak %lld %lld "
-                 "evictions %lld %lld extent %lld %lld",
-                 (long long)found.n_blank, (long long)expected.n_blank, (long long)found.n_cached,
-                 (long long)expected.n_cached, (long long)found.n_used, (long long)expected.n_used,
-                 (long long)found.n_shared, (long long)expected.n_shared,
-                 (long long)found.n_used_peak, (long long)expected.n_used_peak,
-                 (long long)found.n_evictions, (long long)expected.n_evictions,
-                 (long long)found.largest_extent, (long long)expected.largest_extent);
-    }
+    expect_same_bytes("counts", &found, &expected, sizeof found);
     for (int64_t i = 0; i < w->n; i++) {
         bool is_page = w->pages[i] >= 0 && w->pages[i] < m->n_pages;
         assert_int_equal(pkv_pool_owners(w->pool, w->pages[i]),
@@ -304,16 +336,6 @@ static int32_t draw_page(pool_world *w, bool (*fits)(const pool_model *m, int64_
     return (int32_t)first;
 }
 
-static bool is_used(const pool_model *m, int64_t page)
-{
-    return m->owners[page] > 0;
-}
-
-static bool is_not_blank(const pool_model *m, int64_t page)
-{
-    return !is_blank(m, page);
-}
-
 /* Mostly pages that the call takes, runs of them too; now and then others, and some twice. */
 static void draw_pages(pool_world *w, int kind)
 {
@@ -328,9 +350,9 @@ static void draw_pages(pool_world *w, int kind)
                            ? 0
                            : (int32_t)((pages[i - 1] + (up ? 1 : n_pages - 1)) % n_pages);
         } else {
-            pages[i] = draw_page(w, kind == POOL_FORGET  ? is_cached
-                                    : kind == POOL_SHARE ? is_not_blank
-                                                         : is_used);
+            pages[i] = draw_page(w, kind == POOL_FORGET  ? pool_model_is_cached
+                                    : kind == POOL_SHARE ? pool_model_has_content
+                                                         : pool_model_is_used);
         }
         /* A list is mostly cut where the call would be refused. */
         if (expect_pages(&w->model, kind, pages + i, 1).status == PKV_E_STATE &&
@@ -359,8 +381,8 @@ static void expect_refused(const pool_world *w, const pkv_error *err, verdict v)
 static void step_alloc(pool_world *w)
 {
     pool_model   *m = &w->model;
-    const int64_t n_free = m->n_pages - count_pages(m).n_used;
-    const int32_t after = draw(w, 0, 2) == 0 ? -1 : draw_page(w, is_used);
+    const int64_t n_free = m->n_pages - pool_model_count(m).n_used;
+    const int32_t after = draw(w, 0, 2) == 0 ? -1 : draw_page(w, pool_model_is_used);
     const int64_t room = draw(w, 0, 3) > 0 ? draw(w, 0, 40) : draw(w, 0, 2000);
     bool          many = draw(w, 0, 31) == 0;
     pkv_error     err;
@@ -375,12 +397,7 @@ static void step_alloc(pool_world *w)
         return;
     }
     expect_ok(w->status, &err);
-    if (m->allocator == PKV_POOL_EXTENT) {
-        take_extents(m, after, w->pages, w->n);
-    } else {
-        take_in_order(m, w->pages, w->n);
-    }
-    note_peak(m);
+    pool_model_alloc(m, after, w->pages, w->n);
 }
 
 static void step_pages(pool_world *w, int kind)
@@ -388,35 +405,50 @@ static void step_pages(pool_world *w, int kind)
     pool_model *m = &w->model;
     draw_pages(w, kind);
     const int32_t keep = (int32_t)draw(w, 0, 2) - 1;
-    /* What a reservation remembers at least; it may refuse more. */
-    const bool    is_much = kind == POOL_SHARE && m->reserving && m->n_noted + w->n > m->n_pages;
     verdict       v = expect_pages(m, kind, w->pages, w->n);
-    memcpy(w->memory_before, w->memory, v.status != PKV_OK || is_much ? (size_t)w->bytes : 0);
+    memcpy(w->memory_before, w->memory, v.status != PKV_OK ? (size_t)w->bytes : 0);
     pkv_error err;
     w->status = kind == POOL_SHARE  ? pkv_pool_share(w->pool, w->pages, w->n, &err)
                 : kind == POOL_FREE ? pkv_pool_free(w->pool, w->pages, w->n, &err)
                 : kind == POOL_KEEP ? pkv_pool_keep(w->pool, w->pages, w->n, keep, &err)
                                     : pkv_pool_forget(w->pool, w->pages, w->n, &err);
-    if (is_much && w->status == PKV_E_NO_MEMORY) {
-        v = (verdict){PKV_E_NO_MEMORY, PKV_RULE_NONE, NO_INDEX};
-    }
     if (v.status != PKV_OK) {
         expect_refused(w, &err, v);
         return;
     }
     expect_ok(w->status, &err);
     if (kind == POOL_SHARE) {
-        share_pages(m, w->pages, w->n);
-        m->n_noted += w->n;
-        note_peak(m);
+        pool_model_share(m, w->pages, w->n);
     } else if (kind == POOL_FREE) {
-        free_pages(m, w->pages, w->n);
-    } else if (kind == POOL_FORGET) {
-        forget_pages(m, w->pages, w->n);
+        pool_model_drop(m, w->pages, w->n);
+    } else if (kind == POOL_KEEP) {
+        pool_model_keep(m, w->pages, w->n, keep != 0);
+    } else {
+        pool_model_forget(m, w->pages, w->n);
     }
-    for (int64_t i = 0; kind == POOL_KEEP && i < w->n; i++) {
-        m->kept[w->pages[i]] = keep != 0;
+}
+
+/* As many as there are, fewer, more, or none; now and then a negative number, which is refused. */
+static void step_lost(pool_world *w)
+{
+    pool_model   *m = &w->model;
+    const bool    good = draw(w, 0, 7) > 0;
+    const int64_t most = draw(w, 0, 1) == 0 ? 8 : m->n_pages + 2;
+    const int64_t n = good ? draw(w, 0, most) : -1;
+    int64_t       n_told = 77;
+    pkv_error     err;
+    memcpy(w->memory_before, w->memory, good ? 0 : (size_t)w->bytes);
+    w->status = pkv_pool_lost(w->pool, w->pages, n, &n_told, &err);
+    w->n = 0;
+    if (!good) {
+        expect_refused(w, &err, (verdict){PKV_E_INVALID, PKV_RULE_NONE, NO_INDEX});
+        return;
     }
+    expect_ok(w->status, &err);
+    w->n = n < m->n_lost ? n : m->n_lost;
+    assert_int_equal(n_told, w->n);
+    expect_same_bytes("lost", w->pages, m->lost, (size_t)w->n * sizeof *m->lost);
+    pool_model_told(m, w->n);
 }
 
 static void step_reservation(pool_world *w, int kind)
@@ -435,13 +467,12 @@ static void step_reservation(pool_world *w, int kind)
     }
     expect_ok(w->status, &err);
     if (kind == POOL_RESERVE) {
-        pool_model_copy(&w->model_before, m);
+        pool_model_reserve(m, &w->model_before);
     } else if (kind == POOL_RELEASE) {
-        pool_model_copy(m, &w->model_before);
+        pool_model_release(m, &w->model_before);
+    } else {
+        pool_model_commit(m);
     }
-    m->reserving = kind == POOL_RESERVE;
-    m->n_noted = 0;
-    note_peak(m);
 }
 
 void pool_world_step(pool_world *w, int kind)
@@ -450,27 +481,10 @@ void pool_world_step(pool_world *w, int kind)
         step_alloc(w);
     } else if (kind <= POOL_FORGET) {
         step_pages(w, kind);
+    } else if (kind == POOL_LOST) {
+        step_lost(w);
     } else {
         step_reservation(w, kind);
     }
     w->n_done[kind + (w->status == PKV_OK ? 0 : POOL_KINDS)]++;
-}
-
-int pool_world_draw_kind(pool_world *w)
-{
-    static const char often[] = {POOL_ALLOC, POOL_ALLOC, POOL_ALLOC, POOL_ALLOC, POOL_FREE,
-                                 POOL_FREE,  POOL_FREE,  POOL_KEEP,  POOL_KEEP,  POOL_SHARE};
-    static const char inside[] = {POOL_ALLOC, POOL_ALLOC, POOL_ALLOC,  POOL_SHARE,
-                                  POOL_SHARE, POOL_SHARE, POOL_COMMIT, POOL_RELEASE};
-    int64_t drawn = draw(w, 0, 31);
-    w->n_drawn++;
-    if (w->model.reserving && drawn < 28) {
-        return inside[drawn % 8];
-    }
-    if (drawn >= 20) {
-        return (int)(drawn < 28 ? drawn - 20 : drawn - 28 + POOL_FREE);
-    }
-    bool is_full = count_pages(&w->model).n_used == w->model.n_pages;
-    bool drains = is_full || w->n_drawn % 768 >= 512;
-    return often[drawn / 2] == POOL_ALLOC && drains && drawn > 0 ? POOL_FREE : often[drawn / 2];
 }

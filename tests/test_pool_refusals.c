@@ -236,206 +236,70 @@ static void test_reservations(void **state)
     }
 }
 
-/* P pages shared and all of the others allocated: that much a reservation remembers. */
-static void test_reservation_remembers_enough(void **state)
+/* Any number of shares, of one page and of all, those that it took itself too. */
+static void test_reservation_remembers_all(void **state)
 {
     (void)state;
     for (int32_t a = PKV_POOL_EXTENT; a <= PKV_POOL_FIFO; a++) {
         fixture       f = make(a);
-        const int32_t one = 1;
-        int32_t       pages[PAGES];
+        const int32_t one = 1, cached = USED;
+        int32_t       pages[PAGES], all[PAGES];
         pkv_error     err;
-        pkv_status    status = PKV_OK;
         expect_ok(pkv_pool_reserve(f.pool, &err), &err);
-        int64_t n_shared = 0;
-        while (n_shared < 3 * PAGES && status == PKV_OK) {
-            go_on_from_here(&f);
-            status = pkv_pool_share(f.pool, &one, 1, &err);
-            n_shared += status == PKV_OK;
+        for (int i = 0; i < 30 * PAGES; i++) {
+            expect_ok(pkv_pool_share(f.pool, &one, 1, &err), &err);
         }
-        assert_true(n_shared >= PAGES && n_shared < 3 * PAGES);
-        expect_refusal(&f, status, &err, PKV_E_NO_MEMORY, 0, -1);
-        assert_int_equal(pkv_pool_owners(f.pool, 1), 1 + n_shared);
+        expect_ok(pkv_pool_share(f.pool, &cached, 1, &err), &err);
         expect_ok(pkv_pool_alloc(f.pool, 7, 2, 100, pages, &err), &err);
-        expect_ok(pkv_pool_alloc(f.pool, PAGES - USED - 7, -1, 0, pages, &err), &err);
+        expect_ok(pkv_pool_alloc(f.pool, PAGES - USED - 8, -1, 0, pages, &err), &err);
+        for (int i = 0; i < 5 * PAGES; i++) {
+            all[i % PAGES] = i % PAGES;
+            expect_ok(pkv_pool_share(f.pool, all, i % PAGES + 1, &err), &err);
+        }
+        assert_int_equal(pkv_pool_owners(f.pool, 1), 1 + 30 * PAGES + 5 * (PAGES - 1));
+        assert_int_equal(pkv_pool_owners(f.pool, PAGES - 1), 1 + 5);
         expect_ok(pkv_pool_check(f.pool, &err), &err);
         expect_ok(pkv_pool_release(f.pool, &err), &err);
-        assert_int_equal(pkv_pool_owners(f.pool, 1), 1);
-        assert_int_equal(pkv_pool_owners(f.pool, USED), 0);
+        for (int32_t i = 0; i < PAGES; i++) {
+            assert_int_equal(pkv_pool_owners(f.pool, i), i >= USED ? 0 : i == 3 ? 2 : 1);
+        }
         drop(&f);
     }
 }
 
-/* ---- making one ---------------------------------------------------------- */
+/* ---- the list of lost pages ---------------------------------------------- */
 
-static void test_configs(void **state)
+static void test_lost(void **state)
 {
     (void)state;
-    const struct {
-        pkv_pool_config config;
-        pkv_status      code;
-    } cases[] = {
-        {{sizeof(pkv_pool_config), 0, 0, 0}, PKV_E_INVALID},
-        {{sizeof(pkv_pool_config), -1, 0, 0}, PKV_E_INVALID},
-        {{sizeof(pkv_pool_config), ((int64_t)1 << 30) + 1, 0, 0}, PKV_E_INVALID},
-        {{sizeof(pkv_pool_config), INT64_MAX, 0, 0}, PKV_E_INVALID},
-        {{sizeof(pkv_pool_config), 8, -1, 0}, PKV_E_INVALID},
-        {{sizeof(pkv_pool_config), 8, 3, 0}, PKV_E_INVALID},
-        {{sizeof(pkv_pool_config), 8, 0, 1}, PKV_E_UNSUPPORTED},
-        {{sizeof(pkv_pool_config) - 1, 8, 0, 0}, PKV_E_UNSUPPORTED},
-        {{0, 8, 0, 0}, PKV_E_UNSUPPORTED},
-    };
-    _Alignas(64) static unsigned char memory[4096], zeros[4096];
-    for (size_t i = 0; i < sizeof cases / sizeof cases[0]; i++) {
-        const pkv_pool_config *c = &cases[i].config;
-        pkv_pool              *pool = NULL;
-        uint64_t               bytes = 12;
-        pkv_error              err;
-        note_case("config", i, "n_pages %lld", (long long)c->n_pages);
-        expect_error(pkv_pool_bytes(c, &bytes, &err), &err, cases[i].code, 0, -1);
-        expect_error(pkv_pool_init(c, memory, sizeof memory, &pool, &err), &err, cases[i].code, 0,
-                     -1);
-        expect_error(pkv_pool_create(c, NULL, &pool, &err), &err, cases[i].code, 0, -1);
-        assert_true(bytes == 12 && pool == NULL);
-    }
-    expect_same_bytes("memory", memory, zeros, sizeof memory);
-}
-
-/* A newer caller's longer struct: read if its tail is zero. */
-static void test_longer_configs(void **state)
-{
-    (void)state;
-    struct {
-        pkv_pool_config config;
-        uint64_t        tail;
-    } longer = {{sizeof longer, 8, PKV_POOL_FIFO, 0}, 0};
-    struct {
-        pkv_pool_counts counts;
-        uint64_t        tail;
-    } more = {{.struct_size = sizeof more}, 0};
-    pkv_pool *pool = NULL;
-    uint64_t  bytes = 0;
-    pkv_error err;
-    expect_ok(pkv_pool_create(&longer.config, NULL, &pool, &err), &err);
-    expect_ok(pkv_pool_stats(pool, &more.counts, &err), &err);
-    assert_true(more.counts.n_blank == 8 && more.counts.struct_size == sizeof more);
-    longer.tail = more.tail = 1;
-    expect_error(pkv_pool_bytes(&longer.config, &bytes, &err), &err, PKV_E_UNSUPPORTED, 0, -1);
-    expect_error(pkv_pool_stats(pool, &more.counts, &err), &err, PKV_E_UNSUPPORTED, 0, -1);
-    pkv_pool_destroy(pool);
-}
-
-/* Just as many bytes as were asked for, between pages that fault. */
-static void test_memory(void **state)
-{
-    (void)state;
-    const int64_t sizes[] = {1, 2, 64, 1000, 1024, 1025, 4096, 70000};
-    for (size_t i = 0; i < sizeof sizes / sizeof sizes[0]; i++) {
-        pkv_pool_config config = {sizeof config, sizes[i], PKV_POOL_EXTENT, 0};
-        pkv_pool       *pool = NULL;
-        uint64_t        bytes = 0;
-        pkv_error       err;
-        note_case("memory", 0, "P %lld", (long long)sizes[i]);
-        expect_ok(pkv_pool_bytes(&config, &bytes, &err), &err);
-        assert_true(bytes % 64 == 0 && (int64_t)bytes >= 32 * sizes[i] &&
-                    (int64_t)bytes <= 49 * sizes[i] + 800);
-        guarded        g = guarded_new((size_t)bytes);
-        unsigned char *memory = guarded_tail(&g, (size_t)bytes);
-        expect_error(pkv_pool_init(&config, NULL, bytes, &pool, &err), &err, PKV_E_INVALID, 0, -1);
-        pkv_status status = pkv_pool_init(&config, memory, bytes - 1, &pool, &err);
-        expect_error(status, &err, PKV_E_INVALID, 0, -1);
-        expect_error(pkv_pool_init(&config, memory - 32, bytes + 32, &pool, &err), &err,
-                     PKV_E_INVALID, 0, -1);
-        status = pkv_pool_init(&config, memory, bytes, NULL, &err);
-        expect_error(status, &err, PKV_E_INVALID, 0, -1);
-        expect_error(pkv_pool_bytes(NULL, &bytes, &err), &err, PKV_E_INVALID, 0, -1);
-        expect_error(pkv_pool_bytes(&config, NULL, &err), &err, PKV_E_INVALID, 0, -1);
-        for (uint64_t b = 0; b < bytes; b++) {
-            assert_int_equal(memory[b], 0);
+    for (int32_t a = PKV_POOL_EXTENT; a <= PKV_POOL_FIFO; a++) {
+        fixture       f = make(a);
+        const int32_t cached[] = {USED + 2, USED, USED + 7};
+        int32_t       pages[PAGES], untouched[PAGES];
+        int64_t       n = 77;
+        pkv_error     err;
+        expect_ok(pkv_pool_forget(f.pool, cached, 3, &err), &err);
+        go_on_from_here(&f);
+        memset(pages, 0x77, sizeof pages);
+        memcpy(untouched, pages, sizeof pages);
+        for (int i = 0; i < 5; i++) { /* no pool, no pages, negative numbers, nowhere to count */
+            const int64_t asked = i == 2 ? -1 : i == 3 ? INT64_MIN : 1;
+            pkv_status    status = pkv_pool_lost(i == 0 ? NULL : f.pool, i == 1 ? NULL : pages,
+                                                 asked, i == 4 ? NULL : &n, &err);
+            expect_refusal(&f, status, &err, PKV_E_INVALID, PKV_RULE_NONE, -1);
+            assert_int_equal(n, 77);
         }
-        expect_ok(pkv_pool_init(&config, memory, bytes, &pool, &err), &err);
-        int32_t *pages = test_alloc((size_t)sizes[i] * sizeof *pages);
-        assert_true((unsigned char *)pool == memory);
-        expect_ok(pkv_pool_alloc(pool, sizes[i], 0, 0, pages, &err), &err);
-        expect_ok(pkv_pool_keep(pool, pages, sizes[i], 1, &err), &err);
-        expect_ok(pkv_pool_free(pool, pages, sizes[i], &err), &err);
-        expect_ok(pkv_pool_check(pool, &err), &err);
-        pkv_pool_destroy(pool); /* the caller's: nothing happens */
-        assert_int_equal(pkv_pool_owners(pool, 0), 0);
-        free(pages);
-        guarded_free(&g);
+        expect_same_bytes("pages", pages, untouched, sizeof pages);
+        expect_ok(pkv_pool_lost(f.pool, NULL, 0, &n, &err), &err); /* none: good */
+        assert_int_equal(n, 0);
+        expect_same_bytes("pool", f.memory, f.before, (size_t)f.bytes);
+        expect_ok(pkv_pool_lost(f.pool, pages, PAGES, &n, &err), &err);
+        assert_int_equal(n, 3);
+        expect_same_bytes("pages", pages, cached, sizeof cached);
+        expect_ok(pkv_pool_lost(f.pool, pages, PAGES, &n, &err), &err);
+        assert_int_equal(n, 0);
+        drop(&f);
     }
-    pkv_pool_destroy(NULL);
-}
-
-/* ---- the caller's memory functions --------------------------------------- */
-
-typedef struct hooks {
-    int    n_alloc, n_release;
-    bool   give_none, give_crooked;
-    size_t bytes;
-    void  *memory;
-} hooks;
-
-static void *hook_alloc(void *user, size_t bytes, size_t align)
-{
-    hooks *h = user;
-    assert_int_equal(align, 64);
-    h->n_alloc++;
-    h->bytes = bytes;
-    h->memory = h->give_none ? NULL : aligned_alloc(align, bytes + 64);
-    if (h->give_crooked) {
-        h->memory = (char *)h->memory + 8;
-    }
-    return h->memory;
-}
-
-static void hook_release(void *user, void *memory, size_t bytes)
-{
-    hooks *h = user;
-    h->n_release++;
-    assert_true(memory == h->memory && bytes == h->bytes);
-    free((char *)memory - (h->give_crooked ? 8 : 0));
-}
-
-static void test_hooks(void **state)
-{
-    (void)state;
-    pkv_pool_config config = {sizeof config, 500, PKV_POOL_LIFO, 0};
-    hooks           h = {0};
-    pkv_allocator   a = {sizeof a, hook_alloc, hook_release, &h};
-    pkv_pool       *pool = NULL;
-    uint64_t        bytes = 0;
-    pkv_error       err;
-    note_case("hooks", 0, "P 500");
-    expect_ok(pkv_pool_bytes(&config, &bytes, &err), &err);
-    expect_ok(pkv_pool_create(&config, &a, &pool, &err), &err);
-    memset(&a, 0, sizeof a); /* it was copied */
-    assert_true(h.n_alloc == 1 && h.n_release == 0 && h.bytes == bytes && pool == h.memory);
-    expect_ok(pkv_pool_check(pool, &err), &err);
-    pkv_pool_destroy(pool);
-    assert_true(h.n_alloc == 1 && h.n_release == 1);
-
-    a = (pkv_allocator){sizeof a, hook_alloc, hook_release, &h};
-    pool = NULL;
-    h.give_none = true;
-    expect_error(pkv_pool_create(&config, &a, &pool, &err), &err, PKV_E_NO_MEMORY, 0, -1);
-    assert_true(pool == NULL && h.n_release == 1);
-    h.give_none = false;
-    h.give_crooked = true;
-    expect_error(pkv_pool_create(&config, &a, &pool, &err), &err, PKV_E_INVALID, 0, -1);
-    assert_true(pool == NULL && h.n_alloc == 3 && h.n_release == 2);
-
-    a.alloc = NULL;
-    expect_error(pkv_pool_create(&config, &a, &pool, &err), &err, PKV_E_INVALID, 0, -1);
-    a = (pkv_allocator){sizeof a, hook_alloc, NULL, &h};
-    expect_error(pkv_pool_create(&config, &a, &pool, &err), &err, PKV_E_INVALID, 0, -1);
-    a = (pkv_allocator){sizeof a - 8, hook_alloc, hook_release, &h};
-    expect_error(pkv_pool_create(&config, &a, &pool, &err), &err, PKV_E_UNSUPPORTED, 0, -1);
-    a = (pkv_allocator){sizeof a, hook_alloc, hook_release, &h};
-    expect_error(pkv_pool_create(&config, &a, NULL, &err), &err, PKV_E_INVALID, 0, -1);
-    expect_error(pkv_pool_create(NULL, &a, &pool, &err), &err, PKV_E_INVALID, 0, -1);
-    assert_true(pool == NULL && h.n_alloc == 3);
 }
 
 /* ---- the check itself ---------------------------------------------------- */
@@ -481,6 +345,114 @@ static void test_check_finds_each_word(void **state)
     }
 }
 
+/* The list of lost pages: one enters, one leaves. */
+static void test_check_finds_lost_words(void **state)
+{
+    (void)state;
+    for (int32_t a = PKV_POOL_EXTENT; a <= PKV_POOL_FIFO; a++) {
+        fixture   f = make(a);
+        int32_t   page;
+        int64_t   n;
+        pkv_error err;
+        for (int32_t i = USED; i < USED + 3; i++) {
+            expect_ok(pkv_pool_forget(f.pool, &i, 1, &err), &err);
+            expect_found(&f);
+        }
+        expect_ok(pkv_pool_lost(f.pool, &page, 1, &n, &err), &err);
+        assert_true(n == 1 && page == USED);
+        expect_found(&f);
+        drop(&f);
+    }
+}
+
+/* Each word of 4 bytes that is `from` becomes `to`, alone: how often is that found, and so told? */
+static int count_found(fixture *f, uint32_t from, uint32_t to, int64_t index, const char *what)
+{
+    int n_found = 0;
+    for (size_t i = 0; i < f->bytes; i += sizeof(uint32_t)) {
+        uint32_t  word;
+        pkv_error err;
+        memcpy(&word, f->memory + i, sizeof word);
+        if (word == from) {
+            memcpy(f->memory + i, &to, sizeof to);
+            n_found += pkv_pool_check(f->pool, &err) == PKV_E_CORRUPT && err.index == index &&
+                       strstr(err.what, what) != NULL;
+            memcpy(f->memory + i, &word, sizeof word);
+        }
+    }
+    return n_found;
+}
+
+/* Of the words that the loss of page 0 changed only one may be put back: kept again it is whole. */
+static void test_check_finds_that_page_0_is_lost(void **state)
+{
+    (void)state;
+    fixture       f = make(PKV_POOL_LIFO);
+    const int32_t page = 0;
+    int           n_words = 0, n_found = 0;
+    pkv_error     err;
+    expect_ok(pkv_pool_keep(f.pool, &page, 1, 1, &err), &err);
+    go_on_from_here(&f);
+    expect_ok(pkv_pool_keep(f.pool, &page, 1, 0, &err), &err);
+    for (size_t i = 0; i < f.bytes; i += sizeof(uint64_t)) {
+        uint64_t word;
+        memcpy(&word, f.memory + i, sizeof word);
+        if (memcmp(f.before + i, &word, sizeof word) != 0) {
+            memcpy(f.memory + i, f.before + i, sizeof word);
+            n_words++;
+            n_found += pkv_pool_check(f.pool, &err) == PKV_E_CORRUPT;
+            memcpy(f.memory + i, &word, sizeof word);
+        }
+    }
+    assert_true(n_words == 4 && n_found == 3);
+    drop(&f);
+}
+
+/* One page twice in the list, and another one not at all. */
+static void test_check_finds_a_page_lost_twice(void **state)
+{
+    (void)state;
+    fixture       f = make(PKV_POOL_EXTENT);
+    const int32_t pages[] = {USED + 1, USED + 6, USED + 8};
+    pkv_error     err;
+    expect_ok(pkv_pool_forget(f.pool, pages, 3, &err), &err);
+    assert_int_equal(count_found(&f, USED + 6, USED + 1, -1, "lost"), 1);
+    assert_int_equal(count_found(&f, USED + 6, USED + 8, -1, "lost"), 1);
+    assert_int_equal(count_found(&f, USED + 6, USED + 7, -1, "lost"), 1);
+    assert_int_equal(count_found(&f, USED + 6, PAGES, -1, "lost"), 1);
+    assert_int_equal(count_found(&f, USED + 6, UINT32_MAX, -1, "lost"), 1);
+    drop(&f);
+}
+
+/* What a reservation remembers of a page, left behind: its commit forgets it. */
+static void test_check_finds_what_is_left_of_a_reservation(void **state)
+{
+    (void)state;
+    fixture       f = make(PKV_POOL_FIFO);
+    const int32_t page = 44;
+    pkv_error     err;
+    expect_ok(pkv_pool_reserve(f.pool, &err), &err);
+    for (int i = 0; i < 5; i++) {
+        expect_ok(pkv_pool_share(f.pool, &page, 1, &err), &err);
+    }
+    go_on_from_here(&f);
+    expect_ok(pkv_pool_commit(f.pool, &err), &err);
+    int n_found = 0;
+    for (size_t i = 0; i < f.bytes; i += sizeof(uint32_t)) {
+        uint32_t word, before;
+        memcpy(&word, f.memory + i, sizeof word);
+        memcpy(&before, f.before + i, sizeof before);
+        memcpy(f.memory + i, &before, sizeof before);
+        if (word != before && pkv_pool_check(f.pool, &err) == PKV_E_CORRUPT) {
+            assert_true(err.index == page && word == 0 && before == 5);
+            n_found++;
+        }
+        memcpy(f.memory + i, &word, sizeof word);
+    }
+    assert_int_equal(n_found, 1);
+    drop(&f);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -489,12 +461,13 @@ int main(void)
         cmocka_unit_test(test_queries_of_no_page),
         cmocka_unit_test(test_allocation),
         cmocka_unit_test(test_reservations),
-        cmocka_unit_test(test_reservation_remembers_enough),
-        cmocka_unit_test(test_configs),
-        cmocka_unit_test(test_longer_configs),
-        cmocka_unit_test(test_memory),
-        cmocka_unit_test(test_hooks),
+        cmocka_unit_test(test_reservation_remembers_all),
+        cmocka_unit_test(test_lost),
         cmocka_unit_test(test_check_finds_each_word),
+        cmocka_unit_test(test_check_finds_lost_words),
+        cmocka_unit_test(test_check_finds_that_page_0_is_lost),
+        cmocka_unit_test(test_check_finds_a_page_lost_twice),
+        cmocka_unit_test(test_check_finds_what_is_left_of_a_reservation),
     };
     return cmocka_run_group_tests_name("pool_refusals", tests, NULL, NULL);
 }

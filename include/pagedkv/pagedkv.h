@@ -1017,6 +1017,7 @@ PKV_API void pkv_memory_free(pkv_memory *memory);
 #endif
 
 #include <pagedkv/pool.h>      /* who owns which page */
+#include <pagedkv/prefix.h>    /* which pages hold the beginning of a prompt */
 #include <pagedkv/sequences.h> /* which pages hold which sequence */
 
 #endif /* PAGEDKV_PAGEDKV_H */

@@ -79,8 +79,8 @@ typedef struct pkv_pool_counts {
 } pkv_pool_counts;
 
 /*
- * pkv_pool_bytes() - how much memory a pool takes: 32 to 49 bytes a page, and
- * up to 800 whatever their number; a multiple of 64.
+ * pkv_pool_bytes() - how much memory a pool takes: 40 to 57 bytes a page, and
+ * up to 1000 whatever their number; a multiple of 64.
  *
  * Returns PKV_OK and *bytes_out; PKV_E_INVALID for a NULL, an allocator that is
  * none or n_pages out of range; PKV_E_UNSUPPORTED for struct_size or flags.
@@ -145,9 +145,8 @@ PKV_API pkv_status pkv_pool_alloc(pkv_pool *pool, int64_t n, int32_t after, int6
  *
  * Returns PKV_OK; PKV_E_INVALID; PKV_E_RANGE with rule PAGE and the index of a
  * page that is none, and PKV_E_STATE with the index of a blank one or of one
- * that n more owners would bring above 2^31 - 1; PKV_E_NO_MEMORY where the open
- * reservation cannot remember so many: P pages it can always.  After a failure
- * nothing has changed.
+ * that n more owners would bring above 2^31 - 1.  After a failure nothing has
+ * changed.
  */
 PKV_API pkv_status pkv_pool_share(pkv_pool *pool, const int32_t *pages, int64_t n, pkv_error *err);
 
@@ -166,7 +165,9 @@ PKV_API pkv_status pkv_pool_free(pkv_pool *pool, const int32_t *pages, int64_t n
 /*
  * pkv_pool_keep() - is the content of these used pages worth keeping (keep not
  * 0) when their last owner leaves?  Those of pkv_pool_alloc() are not; one that
- * is cached and shared again still is.
+ * is cached and shared again still is.  A kept page is not written by sequences
+ * (pagedkv/sequences.h), and an owner of one's own pins it: only pages without
+ * an owner are evicted.
  *
  * Returns as pkv_pool_free().
  */
@@ -181,6 +182,20 @@ PKV_API pkv_status pkv_pool_keep(pkv_pool *pool, const int32_t *pages, int64_t n
 PKV_API pkv_status pkv_pool_forget(pkv_pool *pool, const int32_t *pages, int64_t n, pkv_error *err);
 
 /*
+ * pkv_pool_lost() - the pages whose kept content is gone: evicted, forgotten, or
+ * not kept any longer.  The oldest first, each once, from the list that all such
+ * pages enter; what was told leaves it.  An index of contents calls it before it
+ * relies on what it knows, and before it keeps pages.  Evictions of an open
+ * reservation enter the list when it is committed.
+ *
+ * pages  [n], receives them.   n_out  Receives how many; fewer than n: no more.
+ *
+ * Returns PKV_OK; PKV_E_INVALID.  Cost: 2 ns a page.
+ */
+PKV_API pkv_status pkv_pool_lost(pkv_pool *pool, int32_t *pages, int64_t n, int64_t *n_out,
+                                 pkv_error *err);
+
+/*
  * Reservations: all pages of a step or none.
  *
  * pkv_pool_reserve() opens one.  Until it ends, pkv_pool_alloc() and
@@ -192,8 +207,8 @@ PKV_API pkv_status pkv_pool_forget(pkv_pool *pool, const int32_t *pages, int64_t
  *
  * Each returns PKV_OK; PKV_E_INVALID for NULL; PKV_E_STATE if one is open
  * (reserve) or none is (commit, release).
- * Cost: 2 ns a page that is undone, 0 to commit; to reserve, 2 bytes are copied
- * for every 1024 pages of the pool.
+ * Cost: 2 ns a page that is undone, 1 ns to commit one; to reserve, 2 bytes are
+ * copied for every 1024 pages of the pool.
  */
 PKV_API pkv_status pkv_pool_reserve(pkv_pool *pool, pkv_error *err);
 PKV_API pkv_status pkv_pool_commit(pkv_pool *pool, pkv_error *err);

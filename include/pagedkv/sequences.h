@@ -5,11 +5,17 @@
  * sequences stands on one pool (pagedkv/pool.h), holds the block tables that
  * the planner reads in place, and moves no bytes: where a page must be copied,
  * it says which.
+ *
+ * Models whose layers keep different tokens have several groups (full attention
+ * and sliding windows): a sequence then has a block table for each, of the same
+ * length, whose pages come from the one pool.  A page holds S tokens in all the
+ * layers of its group, so groups should have equally many layers.  A layer that
+ * reads another layer's cache has no pages (PKV_CACHE_SHARED).
  */
 #ifndef PAGEDKV_SEQUENCES_H
 #define PAGEDKV_SEQUENCES_H
 
-#include <pagedkv/pool.h>
+#include <pagedkv/prefix.h>
 
 #ifdef __cplusplus
 extern "C" {
@@ -34,33 +40,43 @@ typedef struct pkv_seqs_config {
     int64_t  max_pages_per_seq; /* 1 .. 2^30 */
     int64_t  page_size;         /* S >= 1, tokens */
     uint32_t flags;             /* 0 */
-    uint32_t reserved;          /* 0 */
+    int32_t  n_groups;          /* G, 1 .. PKV_MAX_GROUPS; 0 means 1 */
 } pkv_seqs_config;
 
 /*
  * One page to copy before the step writes: its first n_tokens tokens, in every
- * layer.  The source is whole until pkv_seqs_commit().
+ * layer of the group.  The source is whole until pkv_seqs_commit().
  */
 typedef struct pkv_page_copy {
     int32_t src;
     int32_t dst;
     int32_t n_tokens; /* 1 .. S - 1 */
+    int32_t group;
 } pkv_page_copy;
+
+/* Pages that an empty sequence begins with: what pkv_prefix_find() found. */
+typedef struct pkv_seq_prefix {
+    const int32_t *pages;  /* [G, stride], -1: none (a window has passed it) */
+    int64_t        stride; /* >= n_pages */
+    int64_t        n_pages;
+} pkv_seq_prefix;
 
 /* What pkv_seq_info() says; all in tokens or pages. */
 typedef struct pkv_seq_state {
     size_t         struct_size; /* sizeof(pkv_seq_state) */
     int64_t        n_tokens;    /* length; of a reservation only what is committed */
-    int64_t        n_reserved;  /* tokens that the open reservation adds */
-    int64_t        n_pages;     /* entries of the block table */
-    int64_t        row;         /* of the table: pkv_batch.table_rows */
-    const int32_t *pages;       /* [n_pages]; -1: dropped.  Valid until the next call */
+    int64_t        n_reserved;  /* tokens that the open reservation adds, a prefix's included */
+    int64_t        n_pages;     /* entries of each of its block tables */
+    int64_t        n_published; /* pages that were published, from the first on */
+    int64_t        row;         /* of group 0's table: pkv_batch.table_rows; group g's is row + g */
+    const int32_t *pages;       /* [n_pages] of group 0; -1: dropped.  Valid until the next call */
+    int64_t        pages_stride; /* entries from a group's table to the next one's */
 } pkv_seq_state;
 
 /*
  * pkv_seqs_bytes(), pkv_seqs_init(), pkv_seqs_create(), pkv_seqs_destroy() - as
- * their namesakes of the pool.  4 bytes for each of max_seqs * max_pages_per_seq
- * entries, and about 80 for each of max_seqs.
+ * their namesakes of the pool.  4 bytes for each of max_seqs * G *
+ * max_pages_per_seq entries, and about 80 for each of max_seqs.
  *
  * Destroying frees the pages of all sequences that are open; a table in the
  * caller's memory is emptied by pkv_seqs_clear().
@@ -112,16 +128,18 @@ PKV_API pkv_status pkv_seq_fork(pkv_seqs *seqs, pkv_seq from, int64_t n_tokens, 
 PKV_API pkv_status pkv_seq_trim(pkv_seqs *seqs, pkv_seq seq, int64_t n_tokens, pkv_error *err);
 
 /*
- * pkv_seq_drop() - pages that lie wholly inside tokens [from, to) are freed and
- * stand as -1 in the block table: what a sliding window has passed, with
+ * pkv_seq_drop() - pages of a group that lie wholly inside tokens [from, to) are
+ * freed and stand as -1 in its block table: what a sliding window has passed, with
  * `from` behind the attention sinks.  The length stays.  Pages that were
  * dropped already are no error.
+ *
+ * group  0 .. G - 1, else PKV_E_INVALID.
  *
  * 0 <= from <= to <= length, else PKV_E_RANGE with rule LIMIT.
  * Returns as pkv_seq_fork().  Cost: by the pages between.
  */
-PKV_API pkv_status pkv_seq_drop(pkv_seqs *seqs, pkv_seq seq, int64_t from, int64_t to,
-                                pkv_error *err);
+PKV_API pkv_status pkv_seq_drop(pkv_seqs *seqs, pkv_seq seq, int32_t group, int64_t from,
+                                int64_t to, pkv_error *err);
 
 /* pkv_seq_close() - frees its pages, the last one first.  Returns as pkv_seq_trim(). */
 PKV_API pkv_status pkv_seq_close(pkv_seqs *seqs, pkv_seq seq, pkv_error *err);
@@ -131,11 +149,15 @@ PKV_API pkv_status pkv_seq_close(pkv_seqs *seqs, pkv_seq seq, pkv_error *err);
  * none.
  *
  * seqs_of_step  [n] different open sequences.
- * n_tokens      [n] tokens that the step adds to each, >= 0.
+ * n_tokens      [n] tokens that the step computes for each, >= 0.
+ * prefixes      [n] pages that each begins with, for empty sequences; n_pages 0:
+ *               none.  NULL: none for all.  Their owners are made here, so they
+ *               are never taken for this step's own pages, and are no more if the
+ *               reservation fails or is released, their age included.
  * room          Pages that each may grow by later: see pkv_pool_alloc().
  * copies        [max_copies], receives the pages to copy before the step writes:
  *               the partial last page of a sequence, where others own it too or
- *               where it is kept.
+ *               where it is kept; of each group.
  * n_copies_out  Receives how many.
  *
  * The block tables hold the new pages at once, so the planner can be called.
@@ -154,17 +176,44 @@ PKV_API pkv_status pkv_seq_close(pkv_seqs *seqs, pkv_seq seq, pkv_error *err);
  *                      err->index names the sequence.
  *     PKV_E_NO_PAGES   err->index: the first sequence that has no room.
  *     PKV_E_STATE      a reservation is open, here or in the pool, or a
- *                      sequence is named twice.
+ *                      sequence is named twice, has tokens and gets a prefix, or
+ *                      a page of the prefix is blank (err->index).
  *
  * After a failure nothing has changed, in the pool neither.
  * Cost: that of pkv_pool_alloc(), and some 20 ns a sequence.
  */
 PKV_API pkv_status pkv_seqs_reserve(pkv_seqs *seqs, const pkv_seq *seqs_of_step,
-                                    const int32_t *n_tokens, int64_t n, int64_t room,
+                                    const int32_t *n_tokens,
+                                    const pkv_seq_prefix *prefixes, int64_t n, int64_t room,
                                     pkv_page_copy *copies, int64_t max_copies,
                                     int64_t *n_copies_out, pkv_error *err);
 PKV_API pkv_status pkv_seqs_commit(pkv_seqs *seqs, pkv_error *err);
 PKV_API pkv_status pkv_seqs_release(pkv_seqs *seqs, pkv_error *err);
+
+/*
+ * pkv_seq_publish() - the full pages of a sequence's first n_tokens tokens can be
+ * found by others from now on, in every group; what was published already, and
+ * what it began with, stays so.
+ *
+ * prefix    An index on the same pool, with the same page size and groups.
+ * salt      As for pkv_prefix_find().
+ * tokens    [n_tokens], all tokens from the sequence's first one on.  Of pages
+ *           that are published already (n_published) only the last one's are
+ *           read, and compared.
+ * n_tokens  Those that are written, in every layer; 0 .. the length.
+ *
+ * Pages that a window has dropped are left out.  A sequence that dropped pages of
+ * group 0 publishes nothing behind them: nobody could follow to it.
+ *
+ * Returns PKV_OK; PKV_E_INVALID for no such handle or an index that does not fit;
+ * PKV_E_RANGE with rule LIMIT for n_tokens; PKV_E_STATE inside a reservation, or
+ * for tokens that are not those that were published before, or where those were
+ * cleared meanwhile.  After a failure the pages before the one at fault are
+ * published.
+ * Cost: some 100 ns for each page that is new.
+ */
+PKV_API pkv_status pkv_seq_publish(pkv_seqs *seqs, pkv_seq seq, pkv_prefix *prefix, uint64_t salt,
+                                   const int32_t *tokens, int64_t n_tokens, pkv_error *err);
 
 /* pkv_seq_info() - what is known of a sequence; the caller sets out->struct_size before. */
 PKV_API pkv_status pkv_seq_info(const pkv_seqs *seqs, pkv_seq seq, pkv_seq_state *out,
@@ -174,16 +223,19 @@ PKV_API pkv_status pkv_seq_info(const pkv_seqs *seqs, pkv_seq seq, pkv_seq_state
  * pkv_seqs_batch() - the planner's view of a step that is reserved: fills
  * *batch_out, and the caller's arrays [n] that it points to.
  *
- * computed, scheduled, rows  Receive the committed length, the reserved tokens
- *                            and the row of the block table of each sequence.
+ * group                      0 .. G - 1: whose block tables.
+ * computed, scheduled, rows  Receive the length (with the pages that it begins
+ *                            with), the tokens that the step computes and the row
+ *                            of the block table of each sequence.
  *
  * The block tables are read in place, so the batch is valid until a sequence
  * changes.  Returns PKV_OK; PKV_E_INVALID with err->index; PKV_E_RANGE for a
  * length over int32.  Cost: some 5 ns a sequence.
  */
-PKV_API pkv_status pkv_seqs_batch(const pkv_seqs *seqs, const pkv_seq *seqs_of_step, int64_t n,
-                                  int32_t *computed, int32_t *scheduled, int32_t *rows,
-                                  pkv_batch *batch_out, pkv_error *err);
+PKV_API pkv_status pkv_seqs_batch(const pkv_seqs *seqs, int32_t group,
+                                  const pkv_seq *seqs_of_step, int64_t n, int32_t *computed,
+                                  int32_t *scheduled, int32_t *rows, pkv_batch *batch_out,
+                                  pkv_error *err);
 
 /*
  * pkv_seqs_check() - proves that tables, lengths and the pool's owners agree:

@@ -161,20 +161,58 @@ AT(pkv_seqs_config, max_seqs, 8);
 AT(pkv_seqs_config, max_pages_per_seq, 16);
 AT(pkv_seqs_config, page_size, 24);
 AT(pkv_seqs_config, flags, 32);
-AT(pkv_seqs_config, reserved, 36);
+AT(pkv_seqs_config, n_groups, 36);
 
-SIZE(pkv_page_copy, 12);
+SIZE(pkv_page_copy, 16);
 AT(pkv_page_copy, src, 0);
 AT(pkv_page_copy, dst, 4);
 AT(pkv_page_copy, n_tokens, 8);
+AT(pkv_page_copy, group, 12);
 
-SIZE(pkv_seq_state, 48);
+SIZE(pkv_seq_prefix, 24);
+AT(pkv_seq_prefix, pages, 0);
+AT(pkv_seq_prefix, stride, 8);
+AT(pkv_seq_prefix, n_pages, 16);
+
+SIZE(pkv_seq_state, 64);
 AT(pkv_seq_state, struct_size, 0);
 AT(pkv_seq_state, n_tokens, 8);
 AT(pkv_seq_state, n_reserved, 16);
 AT(pkv_seq_state, n_pages, 24);
-AT(pkv_seq_state, row, 32);
-AT(pkv_seq_state, pages, 40);
+AT(pkv_seq_state, n_published, 32);
+AT(pkv_seq_state, row, 40);
+AT(pkv_seq_state, pages, 48);
+AT(pkv_seq_state, pages_stride, 56);
+
+SIZE(pkv_prefix_config, 176);
+AT(pkv_prefix_config, struct_size, 0);
+AT(pkv_prefix_config, page_size, 8);
+AT(pkv_prefix_config, n_groups, 16);
+AT(pkv_prefix_config, flags, 20);
+AT(pkv_prefix_config, groups, 24);
+AT(pkv_prefix_config, max_events, 152);
+AT(pkv_prefix_config, hash, 160);
+AT(pkv_prefix_config, seed, 168);
+
+SIZE(pkv_prefix_event, 40);
+AT(pkv_prefix_event, kind, 0);
+AT(pkv_prefix_event, group, 4);
+AT(pkv_prefix_event, page, 8);
+AT(pkv_prefix_event, is_first, 12);
+AT(pkv_prefix_event, id, 16);
+AT(pkv_prefix_event, parent, 24);
+AT(pkv_prefix_event, tokens, 32);
+
+SIZE(pkv_prefix_counts, 72);
+AT(pkv_prefix_counts, struct_size, 0);
+AT(pkv_prefix_counts, n_pages, 8);
+AT(pkv_prefix_counts, n_finds, 16);
+AT(pkv_prefix_counts, n_find_tokens, 24);
+AT(pkv_prefix_counts, n_hit_tokens, 32);
+AT(pkv_prefix_counts, n_published, 40);
+AT(pkv_prefix_counts, n_removed, 48);
+AT(pkv_prefix_counts, n_events, 56);
+AT(pkv_prefix_counts, n_events_lost, 64);
 
 SIZE(pkv_memory, 40);
 AT(pkv_memory, struct_size, 0);
@@ -198,6 +236,10 @@ VALUE(PKV_MEMORY_HUGE_PAGES, 1);
 VALUE(PKV_POOL_EXTENT, 0);
 VALUE(PKV_POOL_LIFO, 1);
 VALUE(PKV_POOL_FIFO, 2);
+VALUE(PKV_MAX_GROUPS, 8);
+VALUE(PKV_PREFIX_STORED, 1);
+VALUE(PKV_PREFIX_REMOVED, 2);
+VALUE(PKV_PREFIX_CLEARED, 3);
 
 int main(void)
 {

@@ -12,7 +12,8 @@ import sys
 import unittest
 from pathlib import Path
 
-TRACE = Path(__file__).resolve().parents[1] / "data" / "azure_small.csv"
+DATA = Path(__file__).resolve().parents[1] / "data"
+TRACE, PROMPTS = DATA / "azure_small.csv", DATA / "bailian_small.jsonl"
 PAGE_SIZE, NUM_PAGES = 16, 64
 SLOTS = PAGE_SIZE * NUM_PAGES
 SMALL = ("replay", TRACE, "--page-size", PAGE_SIZE, "--num-pages", NUM_PAGES, "--num-kv-heads", 2,
@@ -112,10 +113,18 @@ class Faults(unittest.TestCase):
         self.check_found("the pool has no pages for request 0, though nobody holds any", MANY,
                          FAULT="no-pages")
 
+    def test_hits(self):
+        reuse = (SMALL[0], PROMPTS, *SMALL[2:], "--num-layers", 2, "--prefix-cache", "on")
+        self.assertEqual(run(reuse).returncode, 0)
+        self.check_found(r"a hit of \d+ tokens leaves none of \d+", reuse, FAULT="hit-long")
+        self.check_found(TOKEN, reuse, FAULT="hit-other")
+        self.check_found(r"page \d+ was found as page 0 of a prompt, which it is not", reuse,
+                         FAULT="hit-unwritten")
+
     def test_leaks(self):
         """At the last step's end it is the count that is wrong; before, places run out."""
-        self.check_found(r"the pool counts \d+ pages in use and \d+ at the peak; noted are 0 and "
-                         r"\d+", MANY, FAULT="leak", FAULT_AT=3 * self.n_steps)
+        self.check_found(r"the pool counts \d+ pages in use, \d+ at the peak and 0 cached; noted "
+                         r"are 0, \d+ and 0", MANY, FAULT="leak", FAULT_AT=3 * self.n_steps)
         self.check_found("opening a sequence: [^\n]+", MANY, FAULT="leak")
 
     def test_block_table_that_changes(self):

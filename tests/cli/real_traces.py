@@ -37,10 +37,12 @@ class RealTraces(unittest.TestCase):
         written = sum(max(prompt, prompt + output - 1) for prompt, output in requests)
         self.assertEqual(len(requests), n)
         expected = {
-            "requests": n, "requests_finished": n, "tokens_written": written,
+            "requests": n, "requests_finished": n,
+            "tokens_written": written - report["prefix_hit_tokens"],
             "prompt_tokens": sum(prompt for prompt, _ in requests), "verified_tokens": written,
             "mismatched_tokens": 0, "poison_errors": 0, "plan_errors": 0, "pages_leaked": 0}
         self.assertEqual({name: report[name] for name in expected}, expected)
+        return report
 
     def test_conversation(self):
         self.check(CONV, 2000)
@@ -57,6 +59,17 @@ class RealTraces(unittest.TestCase):
     def test_odd_shape_int8(self):
         self.check(CONV, 2000, "--page-size", "33", "--head-dim", "80", "--num-kv-heads", "3",
                    "--dtype", "int8")
+
+    def test_prefixes_in_a_small_pool(self):
+        report = self.check(MOONCAKE, 300, "--prefix-cache", "on", "--num-pages", "12000",
+                            "--preempt", "recompute", "--num-kv-heads", "1", "--head-dim", "8")
+        for name in ("prefix_hit_tokens", "evictions", "preemptions"):
+            self.assertGreater(report[name], 0, name)
+
+    def test_put_back(self):
+        report = self.check(CONV, 2000, "--preempt", "recompute", "--num-pages", "4000",
+                            "--num-kv-heads", "1", "--head-dim", "8")
+        self.assertGreater(report["recomputed_tokens"], 0)
 
 
 if __name__ == "__main__":
