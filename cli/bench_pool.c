@@ -6,7 +6,7 @@
 #include "bench_memory.h"
 
 enum { LEAST_HUGE_BYTES = 4 << 20 };
-static const uint64_t LIST_NODE_BYTES = 16;
+static const uint64_t LIST_NODE_BYTES = 16, INDEX_PAGE_BYTES = 112;
 
 /* ---- what the parts share ----------------------------------------------------------- */
 
@@ -86,6 +86,7 @@ bench_row bench_pool_row(const bench_pool_step *step, const char *name, const pk
 #define SCATTERED bench_pool_queue, {"alloc_scattered", "free_scattered"}
 #define GROW bench_pool_grow, {"grow"}
 #define SEQS bench_pool_seqs, {"reserve", "fork", "trim", "close"}
+#define PREFIX bench_pool_prefix, {"prefix_find", "prefix_miss", "prefix_insert", "prefix_append"}
 
 static const bench_pool_step steps[] = {
     {QUEUE, 1000, 0, true},
@@ -104,13 +105,17 @@ static const bench_pool_step steps[] = {
     {SEQS, 100000, 0, true},
     {SEQS, 1000000, 0, false},
     {SEQS, 10000000, 0, false},
+    {PREFIX, 10000, 0, true},
+    {PREFIX, 100000, 0, true},
+    {PREFIX, 1000000, 0, false},
 };
 
 /* Is the step to be run?  What does not fit is left out, with a line that says so. */
 static bool takes_part(const bench_pool_step *s, const bench_options *options, bool says)
 {
-    /* The pool, the list and the page numbers. */
-    uint64_t bytes = (uint64_t)s->n_pages * (58 + LIST_NODE_BYTES + 2 * sizeof(int32_t));
+    /* The pool, what stands beside it, and the page numbers. */
+    uint64_t beside = s->run == bench_pool_prefix ? INDEX_PAGE_BYTES : LIST_NODE_BYTES;
+    uint64_t bytes = (uint64_t)s->n_pages * (58 + beside + 2 * sizeof(int32_t));
     uint64_t memory = (uint64_t)options->machine.memory_bytes;
     bool     wanted = false;
 

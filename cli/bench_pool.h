@@ -28,6 +28,9 @@ int bench_pool_grow(const bench_pool_step *step, const bench_options *options, b
                     int64_t end_ns, bench_results *results);
 int bench_pool_seqs(const bench_pool_step *step, const bench_options *options, bool huge_pages,
                     int64_t end_ns, bench_results *results);
+/* The prefix index; in bench_pool_prefix.c. */
+int bench_pool_prefix(const bench_pool_step *step, const bench_options *options, bool huge_pages,
+                      int64_t end_ns, bench_results *results);
 
 /* Is the pattern, which may be NULL, to be timed? */
 bool bench_pool_wants(const bench_options *options, const char *name);

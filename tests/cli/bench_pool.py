@@ -12,8 +12,12 @@ import unittest
 TAKEN = {"alloc", "free", "touch"}
 CALLS = {"alloc_runs": 256, "free_runs": 256, "alloc_scattered": 64, "free_scattered": 64}
 TABLES = {"reserve": (256, 256 * 16), "fork": (1, 100000), "trim": (1, 5), "close": (1, 100000)}
-ALL = {*TAKEN, *CALLS, *TABLES, "grow"}
+PREFIX = {"prefix_find": (1, 10000), "prefix_miss": (1, 10000), "prefix_insert": (1, 10000),
+          "prefix_append": (1, 16)}
+PREFIX_PAGES = {"prefix_find": 624, "prefix_insert": 625, "prefix_append": 1}
+ALL = {*TAKEN, *CALLS, *TABLES, *PREFIX, "grow"}
 SIZES = {1000, 10000, 100000}
+PREFIX_SIZES = {10000, 100000}
 ALWAYS = {"impl", "case", "pattern", "pages", "threads", "huge_pages", "rounds", "ns_median",
           "ns_p25", "ns_p75"}
 WIDTH = 80
@@ -37,19 +41,20 @@ class Pool(unittest.TestCase):
     def check_row(self, row):
         pattern, pool = row["pattern"], row["impl"] == "pagedkv"
         there = set(ALWAYS)
-        there |= {"ns_per_page"} if pattern != "trim" else set()
+        there |= {"ns_per_page"} if pattern not in ("trim", "prefix_miss") else set()
         there |= {"linked_list_fraction"} if pattern in TAKEN and pool else set()
         there |= {"requests", "adjacent_fraction", "used_fraction"} if pattern == "grow" else set()
-        there |= {"page_size", "requests", "tokens"} if pattern in TABLES else set()
+        there |= {"page_size", "requests", "tokens"} if pattern in TABLES | PREFIX else set()
         self.assertEqual({name for name, value in row.items() if value is not None}, there)
         self.assertEqual((row["case"], row["threads"]), ("pool", 1))
         self.assertIn(row["impl"], ("pagedkv", "linked_list"))
         self.assertTrue(0 < row["ns_p25"] <= row["ns_median"] <= row["ns_p75"])
-        if pattern in TABLES:
-            self.assertEqual((row["requests"], row["tokens"]), TABLES[pattern])
+        if pattern in TABLES | PREFIX:
+            self.assertEqual((row["requests"], row["tokens"]), (TABLES | PREFIX)[pattern])
+            self.assertEqual(row["page_size"], 16)
 
     def check_pages_of_a_call(self, row):
-        n_pages = CALLS.get(row["pattern"])
+        n_pages = (CALLS | PREFIX_PAGES).get(row["pattern"])
         if row["pattern"] in TAKEN:
             n_pages = row["pages"] // 10
         elif row["pattern"] in ("grow", "reserve"):
@@ -71,7 +76,8 @@ class Pool(unittest.TestCase):
         self.assertEqual(len(of), len(rows))
         self.assertEqual(of, {(impl, pattern, n) for impl in ("pagedkv", "linked_list")
                               for pattern in TAKEN for n in SIZES} |
-                         {("pagedkv", pattern, 100000) for pattern in ALL - TAKEN})
+                         {("pagedkv", pattern, n) for pattern in PREFIX for n in PREFIX_SIZES} |
+                         {("pagedkv", pattern, 100000) for pattern in ALL - TAKEN - {*PREFIX}})
 
     def test_growth_is_adjacent(self):
         """Half of the pool in use is what the library says it can take."""
