@@ -70,7 +70,8 @@ enum {
 typedef struct pkv_prefix_event {
     int32_t        kind;
     int32_t        group;
-    int32_t        page;     /* STORED: the page; REMOVED: the last one; CLEARED: -1 */
+    int32_t        page;     /* STORED: the page, or another that has the content now; REMOVED:
+                                the last one; CLEARED: -1 */
     int32_t        is_first; /* 1: the content starts at token 0, and has no parent but a salt */
     uint64_t       id;
     uint64_t       parent;   /* id of the content in front, or the salt */
@@ -81,20 +82,21 @@ typedef struct pkv_prefix_event {
 /* What pkv_prefix_stats() fills. */
 typedef struct pkv_prefix_counts {
     size_t  struct_size;     /* sizeof(pkv_prefix_counts) */
-    int64_t n_pages;         /* that can be found */
+    int64_t n_pages;         /* that can be found, with those that an open reservation took */
     int64_t n_finds;         /* calls of pkv_prefix_find() */
     int64_t n_find_tokens;   /* their prompts' tokens */
     int64_t n_hit_tokens;    /* of those, found */
     int64_t n_published;     /* pages that were published */
     int64_t n_removed;       /* pages that cannot be found any more */
     int64_t n_events;        /* that wait */
-    int64_t n_events_lost;   /* that found no room */
+    int64_t n_events_lost;   /* that found no room; 0 without a log */
 } pkv_prefix_counts;
 
 /*
  * pkv_prefix_bytes(), pkv_prefix_init(), pkv_prefix_create(),
  * pkv_prefix_destroy() - as their namesakes of the pool.  For each page of the
- * pool 4 * S + 40 to 48 bytes (S rounded up to 2), for each event 48.
+ * pool 4 * S + 40 to 48 bytes (S rounded up to 2), for each event 40, and up to
+ * 1000 whatever their number.
  *
  * PKV_E_INVALID too for a number out of range, a hash that is NULL, or a first
  * group with a window.  The index begins empty: pages that are kept already are
@@ -177,9 +179,10 @@ PKV_API pkv_status pkv_prefix_clear(pkv_prefix *prefix, pkv_error *err);
  *
  * events      [n], receives them.
  * n_out       Receives how many; fewer than n: no more.
- * n_lost_out  Receives how many newer events found no room since the last call.
- *             If any, what the log tells is not all: begin anew with
- *             pkv_prefix_page() of every page.
+ * n_lost_out  Receives how many events behind the last one found no room; told
+ *             when the log is empty, and until then nothing newer enters it.  If
+ *             any, begin anew with pkv_prefix_page() of every page, outside a
+ *             reservation.
  *
  * Returns PKV_OK; PKV_E_INVALID.  Cost: some 10 ns an event.
  */
