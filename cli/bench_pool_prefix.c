@@ -60,14 +60,14 @@ static int32_t *pages_of(const prefix_case *c, int64_t number)
 
 static pkv_status find(prefix_case *c, int64_t number, bool *same, pkv_error *err)
 {
-    int64_t n = 0;
+    pkv_prefix_hit hit = {0};
 
     write_prompt(c, number);
     int64_t    start_ns = cli_now_ns();
     pkv_status status = pkv_prefix_find(c->index, 0, c->tokens, PROMPT_TOKENS, c->found,
-                                        PROMPT_PAGES, &n, err);
+                                        PROMPT_PAGES, &hit, err);
     c->job->own_ns += (double)(cli_now_ns() - start_ns);
-    *same = n == HIT_PAGES &&
+    *same = hit.n_pages == HIT_PAGES &&
             memcmp(c->found, pages_of(c, number), HIT_PAGES * sizeof c->found[0]) == 0;
     return status;
 }
@@ -75,17 +75,17 @@ static pkv_status find(prefix_case *c, int64_t number, bool *same, pkv_error *er
 /* The salt makes another content of the same tokens, in another place each time. */
 static pkv_status miss(prefix_case *c, bool *same, pkv_error *err)
 {
-    pkv_status status = PKV_OK;
-    int64_t    n = 0;
+    pkv_status     status = PKV_OK;
+    pkv_prefix_hit hit = {0};
 
     write_prompt(c, c->n_made - 1);
     int64_t start_ns = cli_now_ns();
-    for (int i = 0; i < N_MISSES && status == PKV_OK && n == 0; i++) {
+    for (int i = 0; i < N_MISSES && status == PKV_OK && hit.n_pages == 0; i++) {
         status = pkv_prefix_find(c->index, bench_random(&c->random), c->tokens, PROMPT_TOKENS,
-                                 c->found, PROMPT_PAGES, &n, err);
+                                 c->found, PROMPT_PAGES, &hit, err);
     }
     c->job->own_ns += (double)(cli_now_ns() - start_ns);
-    *same = n == 0;
+    *same = hit.n_pages == 0;
     return status;
 }
 
@@ -183,11 +183,12 @@ static int run_prefix(void *ctx, int i)
 /* Every prompt that should be there is, and the one before them is not. */
 static int check_prefix(void *ctx, int i)
 {
-    prefix_case *c = ctx;
-    const char  *name = c->step->names[c->ops[i]];
-    int64_t      first = c->n_made - c->n_prompts, n = 0;
-    bool         same = true;
-    pkv_error    err;
+    prefix_case   *c = ctx;
+    const char    *name = c->step->names[c->ops[i]];
+    int64_t        first = c->n_made - c->n_prompts;
+    bool           same = true;
+    pkv_prefix_hit hit = {0};
+    pkv_error      err;
 
     if (pkv_prefix_check(c->index, &err) != PKV_OK) {
         return cli_fail(CLI_DIFFERENCE, "bench pool %s: %s", name, err.what);
@@ -199,11 +200,12 @@ static int check_prefix(void *ctx, int i)
     }
     write_prompt(c, first - 1);
     if (first > 0 && pkv_prefix_find(c->index, 0, c->tokens, PROMPT_TOKENS, c->found, PROMPT_PAGES,
-                                     &n, &err) != PKV_OK) {
+                                     &hit, &err) != PKV_OK) {
         return fail_prefix(c, c->ops[i], &err);
     }
-    return same && n == 0 ? bench_pool_check(c->pool, 0, name)
-                          : cli_fail(CLI_DIFFERENCE, "bench pool %s: a wrong hit", name);
+    return same && hit.n_pages == 0
+               ? bench_pool_check(c->pool, 0, name)
+               : cli_fail(CLI_DIFFERENCE, "bench pool %s: a wrong hit", name);
 }
 
 /* ---- making and timing it ----------------------------------------------------------- */

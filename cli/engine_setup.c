@@ -50,7 +50,7 @@ static int size_shape(engine *e)
 static int64_t default_pages(const engine *e)
 {
     const uint64_t memory = cli_memory_bytes();
-    const int64_t  index_bytes = e->o->prefix_cache ? 4 * e->o->page_size + 52 : 0;
+    const int64_t  index_bytes = e->o->prefix_cache ? 4 * e->o->page_size + 60 : 0;
     const int64_t  extra_bytes = e->o->page_size + POOL_PAGE_BYTES + index_bytes +
                                 (int64_t)sizeof(ledger_note);
     int64_t        page_bytes = 0;

@@ -29,7 +29,7 @@ static pkv_prefix_config prefix_config(const ledger_config *c)
 /* What the index takes for a page: its header says so, and there is no pool to ask about yet. */
 static int64_t index_page_bytes(const ledger_config *c)
 {
-    return c->prefix_cache ? 4 * c->page_size + 52 : 0;
+    return c->prefix_cache ? 4 * c->page_size + 60 : 0;
 }
 
 bool ledger_add_bytes(const ledger_config *c, int64_t *sum_bytes)
@@ -186,12 +186,12 @@ static int note_pages(ledger *p, int64_t row, int64_t n_tokens, int64_t n_found)
 
 /* Tokens for n sequences, committed at once; *got is false where the pool has too few pages. */
 static int reserve(ledger *p, const pkv_seq *seqs, const int32_t *n_tokens,
-                   const pkv_seq_prefix *prefixes, int64_t n, bool *got)
+                   const pkv_prefix_hit *hits, int64_t n, bool *got)
 {
     int64_t    n_copies = 0;
     pkv_error  err;
     pkv_status status =
-        pkv_seqs_reserve(p->seqs, seqs, n_tokens, prefixes, n, 0, NULL, 0, &n_copies, &err);
+        pkv_seqs_reserve(p->seqs, seqs, n_tokens, hits, n, 0, NULL, 0, &n_copies, &err);
     *got = status == PKV_OK;
     if (status == PKV_E_NO_PAGES) {
         return CLI_OK;
@@ -218,28 +218,28 @@ static int close_sequence(ledger *p, int64_t row)
 int ledger_take(ledger *p, int64_t row, int64_t n_tokens, const int32_t *known, int64_t n_known,
                 int64_t *n_hit, bool *got)
 {
-    pkv_seq_prefix prefix = {.pages = p->found, .stride = p->config.width};
+    pkv_prefix_hit hit = {0};
     pkv_error      err;
     *got = false;
     if (pkv_seq_open(p->seqs, &p->sequences[row], &err) != PKV_OK) {
         return fail_library(&err, "opening a sequence");
     }
     if (p->prefix != NULL &&
-        pkv_prefix_find(p->prefix, 0, known, n_known, p->found, p->config.width, &prefix.n_pages,
-                        &err) != PKV_OK) {
+        pkv_prefix_find(p->prefix, 0, known, n_known, p->found, p->config.width, &hit, &err) !=
+            PKV_OK) {
         return fail_library(&err, "finding a prompt");
     }
-    *n_hit = prefix.n_pages * p->config.page_size;
+    *n_hit = hit.n_pages * p->config.page_size;
     if (*n_hit >= n_known && n_known > 0) {
         return cli_fail(CLI_DIFFERENCE, "a hit of %" PRId64 " tokens leaves none of %" PRId64,
                         *n_hit, n_known);
     }
     const int32_t n = (int32_t)(n_tokens - *n_hit);
-    int           status = reserve(p, &p->sequences[row], &n, &prefix, 1, got);
+    int           status = reserve(p, &p->sequences[row], &n, &hit, 1, got);
     if (status == CLI_OK && !*got) {
         return close_sequence(p, row);
     }
-    return status == CLI_OK ? note_pages(p, row, n_tokens, prefix.n_pages) : status;
+    return status == CLI_OK ? note_pages(p, row, n_tokens, hit.n_pages) : status;
 }
 
 int64_t ledger_room(const ledger *p, int64_t row)

@@ -38,7 +38,7 @@ static uint64_t hash(const void *data, size_t bytes, uint64_t seed)
 
 /* A step of n sequences: their pages, the copies, the plan, the new rows; then it is done. */
 static void step(const char *what, const pkv_seq *of, const int32_t *n_tokens,
-                 const pkv_seq_prefix *begin_with, int64_t n)
+                 const pkv_prefix_hit *begin_with, int64_t n)
 {
     int32_t       computed[MAX_SEQS], scheduled[MAX_SEQS], rows[MAX_SEQS], columns[3 * N], n_slices;
     pkv_page_copy copies[MAX_SEQS];
@@ -84,7 +84,7 @@ int main(void)
                                     .n_groups = 1, .hash = hash};
     int32_t           tokens_a[50], tokens_b[50], pages[WIDTH];
     pkv_seq           a, b, both[2];
-    pkv_seq_prefix    found = {.pages = pages, .stride = WIDTH};
+    pkv_prefix_hit    found;
     check(pkv_cache_combined(&cache, sizeof cache, memory, P, S, H, D, PKV_DTYPE_BF16));
     check(pkv_pool_create(&of_pool, NULL, &pool, &err));
     check(pkv_seqs_create(&of_seqs, pool, NULL, &seqs, &err));
@@ -97,7 +97,7 @@ int main(void)
     step("request A, 50 tokens", &a, (int32_t[]){50}, NULL, 1);
     check(pkv_seq_publish(seqs, a, prompts, 0, tokens_a, 50, &err));
 
-    check(pkv_prefix_find(prompts, 0, tokens_b, 45, pages, WIDTH, &found.n_pages, &err));
+    check(pkv_prefix_find(prompts, 0, tokens_b, 45, pages, WIDTH, &found, &err));
     printf("request B, 45 tokens: %d of them are in %d pages of A\n", (int)found.n_pages * S,
            (int)found.n_pages);
     check(pkv_seq_open(seqs, &b, &err));

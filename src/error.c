@@ -45,10 +45,18 @@ static const char *index_noun(int32_t rule)
     case PKV_RULE_TABLE:
     case PKV_RULE_LIMIT: return "request";
     case PKV_RULE_SLOT: return "token";
+    case PKV_RULE_NONE:                  /* a sequence of a step */
     case PKV_RULE_PAGE:                  /* a request or, of a pool, a place in a list */
     case PKV_RULE_CAPACITY: return "at"; /* a request or, of a slot mapping, a token */
     default: return "slice";
     }
+}
+
+/* Is there something to say?  A page that is in a wrong state is no number over a limit. */
+static bool has_numbers(const pkv_error *err)
+{
+    return err->rule != PKV_RULE_NONE &&
+           (err->rule != PKV_RULE_PAGE || err->value != 0 || err->limit != 0);
 }
 
 size_t pkv_error_format(const pkv_error *err, char *buf, size_t cap_bytes)
@@ -69,7 +77,7 @@ size_t pkv_error_format(const pkv_error *err, char *buf, size_t cap_bytes)
         snprintf(place, sizeof place, "%s %" PRId64 ": ", index_noun(err->rule), err->index);
     }
     char numbers[96] = "";
-    if (err->rule != PKV_RULE_NONE) {
+    if (has_numbers(err)) {
         snprintf(numbers, sizeof numbers, " (found %" PRId64 ", limit %" PRId64 ")", err->value,
                  err->limit);
     } else if (err->detail != 0) {

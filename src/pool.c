@@ -147,6 +147,11 @@ bool pkv_i_pool_is_settled(const pkv_pool *pool)
     return !pool->reserving;
 }
 
+int64_t pkv_i_pool_losses(const pkv_pool *pool)
+{
+    return pool->n_losses;
+}
+
 void pkv_i_pool_fetch(const pkv_pool *pool, int32_t page)
 {
     __builtin_prefetch(&pkv_i_pool_pages(pool)[page]);
@@ -285,7 +290,8 @@ static pkv_status check_lost(const pkv_pool *p, pkv_error *err)
                                  "owners are noted for a reservation that is over");
         }
     }
-    bool whole = p->n_lost == n_bits && p->lost_head >= 0 && p->lost_head < p->n_pages;
+    bool whole = p->n_lost == n_bits && p->n_losses >= p->n_lost && p->lost_head >= 0 &&
+                 p->lost_head < p->n_pages;
     for (int64_t i = 0; whole && i < p->n_lost; i++) {
         const int64_t  at = p->lost_head + i;
         const uint64_t page = pkv_i_pool_lost(p)[at < p->n_pages ? at : at - p->n_pages];

@@ -10,6 +10,12 @@ int64_t pkv_i_pool_n_pages(const pkv_pool *pool);
 /* Is no reservation open? */
 bool pkv_i_pool_is_settled(const pkv_pool *pool);
 
+/*
+ * How often kept content was lost, ever; evictions of a reservation count when it is
+ * committed.  While it is the same, what was found is still there.
+ */
+int64_t pkv_i_pool_losses(const pkv_pool *pool);
+
 /* Is the content of this page worth keeping? */
 bool pkv_i_pool_is_kept(const pkv_pool *pool, int32_t page);
 

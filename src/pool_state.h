@@ -60,6 +60,7 @@ struct pkv_pool {
     int64_t           n_used_peak;
     int64_t           n_journal;
     int64_t           lost_head, n_lost; /* of the list of lost pages, a ring */
+    int64_t           n_losses;          /* that ever were; a release does not take one back */
     bool              reserving;
     pkv_allocator     memory; /* of a created pool */
 };
@@ -126,6 +127,7 @@ static inline bool pkv_i_pool_is_current(const pkv_i_page *pages, const pkv_i_en
 static inline void pkv_i_pool_lose(pkv_pool *p, uint32_t page)
 {
     uint64_t *word = &pkv_i_pool_is_lost(p)[page / 64], bit = (uint64_t)1 << (page % 64);
+    p->n_losses++;
     if ((*word & bit) == 0) {
         *word |= bit;
         int64_t at = p->lost_head + p->n_lost++;

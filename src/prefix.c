@@ -1,130 +1,9 @@
-/* The prefix index: making one, finding and publishing pages. */
+/* The prefix index: finding and publishing pages. */
 #include <string.h>
 
-#include "allocator.h"
 #include "prefix_state.h"
 
 enum { MOST_AHEAD = 32 }; /* pages that are hashed before they are compared */
-static const int64_t MAX_PAGE_SIZE = (int64_t)1 << 20, MAX_EVENTS = (int64_t)1 << 30;
-
-/* ---- making one ------------------------------------------------------------------- */
-
-static uint64_t place_array(uint64_t *end, uint64_t bytes)
-{
-    uint64_t at = (*end + PKV_I_ALIGN_BYTES - 1) / PKV_I_ALIGN_BYTES * PKV_I_ALIGN_BYTES;
-    *end = at + bytes;
-    return at;
-}
-
-static pkv_status check_config(const pkv_prefix_config *c, pkv_error *err)
-{
-    PKV_I_TRY(pkv_i_check_struct(c, sizeof *c, err));
-    if (c->flags != 0) {
-        return pkv_i_fail(err, PKV_E_UNSUPPORTED, "a flag of the prefix index is unknown");
-    }
-    if (c->page_size < 1 || c->page_size > MAX_PAGE_SIZE || c->n_groups < 1 ||
-        c->n_groups > PKV_MAX_GROUPS || c->max_events < 0 || c->max_events > MAX_EVENTS) {
-        return pkv_i_fail(err, PKV_E_INVALID,
-                          "page_size is not in 1..2^20, n_groups not in 1..8, or max_events not "
-                          "in 0..2^30");
-    }
-    for (int32_t g = 0; g < c->n_groups; g++) {
-        if (c->groups[g].window_tokens < 0 || c->groups[g].sink_tokens < 0) {
-            return pkv_i_fail(err, PKV_E_INVALID, "a window is negative");
-        }
-    }
-    if (c->hash == NULL || c->groups[0].window_tokens != 0) {
-        return pkv_i_fail(err, PKV_E_INVALID, "hash is NULL, or the first group has a window");
-    }
-    return PKV_OK;
-}
-
-/* Nothing overflows: pages are at most 2^30, and of 2^20 tokens. */
-static pkv_status lay_out(const pkv_prefix_config *c, const pkv_pool *pool, pkv_prefix *p,
-                          pkv_error *err)
-{
-    PKV_I_TRY(check_config(c, err));
-    const int64_t n_pages = pkv_i_pool_n_pages(pool);
-    if (n_pages < 0) {
-        return pkv_i_fail(err, PKV_E_INVALID, "there is no pool");
-    }
-    uint64_t end = sizeof *p, n_heads = 1;
-    while (n_heads < 2 * (uint64_t)n_pages) { /* few chains have a second entry to wait for */
-        n_heads *= 2;
-    }
-    *p = (pkv_prefix){.magic = PREFIX_MAGIC, .n_pages = n_pages, .mask = n_heads - 1,
-                      .counts = {.struct_size = sizeof p->counts}};
-    memcpy(&p->config, c, sizeof p->config);
-    p->content_bytes = (sizeof(pkv_i_content) + (uint64_t)c->page_size * sizeof(int32_t) + 7) /
-                       8 * 8;
-    p->at.heads = place_array(&end, n_heads * sizeof(int32_t));
-    p->at.contents = place_array(&end, (uint64_t)n_pages * p->content_bytes);
-    p->at.log = place_array(&end, (uint64_t)c->max_events * sizeof(pkv_i_logged));
-    p->at.total = place_array(&end, 0);
-    return PKV_OK;
-}
-
-pkv_status pkv_prefix_bytes(const pkv_prefix_config *config, const pkv_pool *pool,
-                            uint64_t *bytes_out, pkv_error *err)
-{
-    pkv_prefix p = {0}; /* gcc does not see that lay_out() sets it */
-    PKV_I_TRY(lay_out(config, pool, &p, err));
-    if (bytes_out == NULL) {
-        return pkv_i_fail(err, PKV_E_INVALID, "bytes_out is NULL");
-    }
-    *bytes_out = p.at.total;
-    return PKV_OK;
-}
-
-pkv_status pkv_prefix_init(const pkv_prefix_config *config, pkv_pool *pool, void *memory,
-                           uint64_t memory_bytes, pkv_prefix **out, pkv_error *err)
-{
-    pkv_prefix laid = {0};
-    PKV_I_TRY(lay_out(config, pool, &laid, err));
-    if (memory == NULL || out == NULL || memory_bytes < laid.at.total ||
-        (uintptr_t)memory % PKV_I_ALIGN_BYTES != 0) {
-        return pkv_i_fail(err, PKV_E_INVALID, "memory is NULL, too small or not aligned to 64");
-    }
-    pkv_prefix *p = memory;
-    *p = laid;
-    p->pool = pool;
-    memset(pkv_i_prefix_head(p, 0), 0xff, (size_t)(p->mask + 1) * sizeof(int32_t));
-    for (int64_t i = 0; i < p->n_pages; i++) {
-        *pkv_i_prefix_content(p, i) = (pkv_i_content){.next = PREFIX_NOWHERE};
-    }
-    *out = p;
-    return PKV_OK;
-}
-
-pkv_status pkv_prefix_create(const pkv_prefix_config *config, pkv_pool *pool,
-                             const pkv_allocator *allocator, pkv_prefix **out, pkv_error *err)
-{
-    pkv_allocator a;
-    uint64_t      bytes = 0;
-    void         *memory = NULL;
-    PKV_I_TRY(pkv_prefix_bytes(config, pool, &bytes, err));
-    if (out == NULL) {
-        return pkv_i_fail(err, PKV_E_INVALID, "out is NULL");
-    }
-    PKV_I_TRY(pkv_i_take_memory(allocator, bytes, &a, &memory, err));
-    pkv_status status = pkv_prefix_init(config, pool, memory, bytes, out, err);
-    if (status != PKV_OK) {
-        a.release(a.user, memory, (size_t)bytes);
-        return status;
-    }
-    (*out)->memory = a;
-    return PKV_OK;
-}
-
-void pkv_prefix_destroy(pkv_prefix *prefix)
-{
-    if (prefix != NULL && prefix->memory.release != NULL) {
-        pkv_allocator a = prefix->memory;
-        uint64_t      bytes = prefix->at.total;
-        prefix->magic = 0;
-        a.release(a.user, prefix, (size_t)bytes);
-    }
-}
 
 /* ---- following a chain of contents -------------------------------------------------- */
 
@@ -209,17 +88,24 @@ static inline uint64_t next_hash(const pkv_prefix *p, ahead *a, int64_t i)
 
 /* ---- what the pool has lost --------------------------------------------------------- */
 
-/* What each needs is under way before the first one waits for it. */
+/* What each needs is under way before the first one waits for it; tokens are not looked at. */
 static void unlink_pages(pkv_prefix *p, const int32_t *pages, int64_t n)
 {
     for (int64_t i = 0; i < n; i++) {
-        fetch_page(p, pages[i]);
+        __builtin_prefetch(pkv_i_prefix_content(p, pages[i]), 1);
     }
     for (int64_t i = 0; i < n; i++) {
-        __builtin_prefetch(pkv_i_prefix_head(p, pkv_i_prefix_content(p, pages[i])->hash));
+        const pkv_i_content *c = pkv_i_prefix_content(p, pages[i]);
+        __builtin_prefetch(pkv_i_prefix_head(p, c->hash));
+        if (c->has_twins || c->next == PREFIX_TWIN) {
+            __builtin_prefetch(pkv_i_prefix_twins(p, pages[i]), 1);
+        }
     }
     for (int64_t i = 0; i < n; i++) {
-        fetch_first(p, pkv_i_prefix_content(p, pages[i])->hash);
+        const int32_t first = *pkv_i_prefix_head(p, pkv_i_prefix_content(p, pages[i])->hash);
+        if (first != PREFIX_END) {
+            __builtin_prefetch(pkv_i_prefix_content(p, first), 1);
+        }
     }
     for (int64_t i = 0; i < n; i++) {
         pkv_i_prefix_unlink(p, pages[i]);
@@ -243,23 +129,35 @@ pkv_status pkv_i_prefix_enter(pkv_prefix *p, pkv_error *err)
 /* ---- finding ------------------------------------------------------------------------ */
 
 /*
- * The pages of one content, one a group, into pages[g * stride]; false if the
- * first group has none.  Unless the pool is settled, a page may be one that the open
- * reservation took, which is not kept now.
+ * The page that stands for its twins, or one of them: unless the pool is settled, it
+ * may be one that the open reservation took, which is not kept now.  The newest first:
+ * the oldest ones are taken before them.  -1: none is kept.
  */
+static int32_t kept_twin(const pkv_prefix *p, bool settled, int32_t page)
+{
+    int32_t at = page;
+    if (settled || pkv_i_pool_is_kept(p->pool, page)) {
+        return page;
+    }
+    do {
+        at = pkv_i_prefix_twins(p, at)->prev;
+    } while (at != page && !pkv_i_pool_is_kept(p->pool, at));
+    return at != page ? at : -1;
+}
+
+/* The pages of one content, one a group, into pages[g * stride]; false: the first has none. */
 static bool find_pages(const pkv_prefix *p, bool settled, uint64_t hash, pkv_i_front *front,
                        const int32_t *tokens, int32_t *pages, int64_t stride)
 {
     uint64_t id = 0;
-    int32_t  n_missing = p->config.n_groups;
+    int32_t  n_missing = p->config.n_groups; /* that were not looked at */
     for (int32_t g = 0; g < p->config.n_groups; g++) {
         pages[g * stride] = -1;
     }
     for (int32_t at = *pkv_i_prefix_head(p, hash); at != PREFIX_END && n_missing > 0;) {
         const pkv_i_content *c = pkv_i_prefix_content(p, at);
-        if (is_content(p, c, hash, front, tokens) && pages[c->group * stride] < 0 &&
-            (settled || pkv_i_pool_is_kept(p->pool, at))) {
-            pages[c->group * stride] = at;
+        if (is_content(p, c, hash, front, tokens)) {
+            pages[c->group * stride] = kept_twin(p, settled, at);
             id = c->id;
             n_missing--;
         }
@@ -283,23 +181,52 @@ static void needed_pages(const pkv_prefix *p, int32_t g, int64_t n, int64_t *sin
     *sinks = *sinks < *first ? *sinks : *first;
 }
 
-/* Longest hit of at most n pages of which each group has what later tokens read. */
+/*
+ * A hit ends before the first page of `n` that the group needs in whatever is longer:
+ * any one of a group without window, else its sinks.
+ */
+static int64_t bound_of_group(const pkv_prefix *p, int32_t g, const int32_t *row, int64_t n)
+{
+    const int64_t           S = p->config.page_size;
+    const pkv_prefix_group *w = &p->config.groups[g];
+    const int64_t           sinks = w->sink_tokens / S + (w->sink_tokens % S != 0);
+    const int64_t           end = w->window_tokens == 0 || sinks > n ? n : sinks;
+    for (int64_t i = 0; i < end; i++) {
+        if (row[i] < 0) {
+            return i;
+        }
+    }
+    return n;
+}
+
+/*
+ * Longest hit of at most n pages of which each group has what later tokens read.  A
+ * shorter one may lack pages of other groups, since its windows start earlier: it is
+ * the longest when no group in turn shortens it.  What a window has been seen to have
+ * is not looked at again, so each page is once.
+ */
 static int64_t longest_hit(const pkv_prefix *p, const int32_t *pages, int64_t stride, int64_t n)
 {
-    for (int32_t g = 0; g < p->config.n_groups;) {
+    const int32_t G = p->config.n_groups;
+    int64_t       low[PKV_MAX_GROUPS], sinks, first; /* low .. n: are there */
+    for (int32_t g = 1; g < G; g++) { /* group 0 has all */
+        n = bound_of_group(p, g, pages + g * stride, n);
+    }
+    for (int32_t g = 0; g < G; g++) {
+        low[g] = n;
+    }
+    for (int32_t g = 0, n_content = 0; n_content < G; g = g + 1 < G ? g + 1 : 0) {
         const int32_t *row = pages + g * stride;
-        int64_t        sinks, first, at = n;
+        const int64_t  before = n;
+        low[g] = low[g] < n ? low[g] : n;
         needed_pages(p, g, n, &sinks, &first);
-        while (at > first && row[at - 1] >= 0) {
-            at--;
+        while (p->config.groups[g].window_tokens > 0 && low[g] > first) {
+            if (row[--low[g]] < 0) {
+                n = low[g];
+                needed_pages(p, g, n, &sinks, &first);
+            }
         }
-        int64_t missing = at > first ? at - 1 : -1;
-        for (int64_t i = 0; i < sinks && missing < 0; i++) {
-            missing = row[i] < 0 ? i : -1;
-        }
-        /* A shorter hit may lack pages of the groups before, since its windows start earlier. */
-        g = missing < 0 ? g + 1 : 0;
-        n = missing < 0 ? n : missing;
+        n_content = n < before ? 1 : n_content + 1;
     }
     return n;
 }
@@ -317,11 +244,11 @@ static void leave_out_unneeded(const pkv_prefix *p, int32_t *pages, int64_t stri
 
 pkv_status pkv_prefix_find(pkv_prefix *prefix, uint64_t salt, const int32_t *tokens,
                            int64_t n_tokens, int32_t *pages, int64_t max_pages,
-                           int64_t *n_pages_out, pkv_error *err)
+                           pkv_prefix_hit *out, pkv_error *err)
 {
     PKV_I_TRY(pkv_i_prefix_enter(prefix, err));
     if (n_tokens < 0 || (n_tokens > 0 && tokens == NULL) || max_pages < 0 ||
-        (max_pages > 0 && pages == NULL) || n_pages_out == NULL) {
+        (max_pages > 0 && pages == NULL) || out == NULL) {
         return pkv_i_fail(err, PKV_E_INVALID, "an array is NULL, or a number negative");
     }
     const int64_t S = prefix->config.page_size, whole = n_tokens > 0 ? (n_tokens - 1) / S : 0;
@@ -340,7 +267,8 @@ pkv_status pkv_prefix_find(pkv_prefix *prefix, uint64_t salt, const int32_t *tok
     prefix->counts.n_finds++;
     prefix->counts.n_find_tokens += n_tokens;
     prefix->counts.n_hit_tokens += n * S;
-    *n_pages_out = n;
+    *out = (pkv_prefix_hit){.pages = pages, .stride = max_pages, .n_pages = n,
+                            .stamp = pkv_i_pool_losses(prefix->pool)};
     return PKV_OK;
 }
 

@@ -35,19 +35,23 @@ void pkv_i_prefix_log_clear(pkv_prefix *p)
     note(p, &(pkv_i_logged){.kind = PKV_PREFIX_CLEARED, .page = -1});
 }
 
+/* Where the chain names the page that stands for a content's pages in the group, or its end. */
+static int32_t *find_link(const pkv_prefix *p, uint64_t hash, uint64_t id, int32_t group)
+{
+    int32_t *link = pkv_i_prefix_head(p, hash);
+    while (*link != PREFIX_END && (pkv_i_prefix_content(p, *link)->id != id ||
+                                   pkv_i_prefix_content(p, *link)->group != group)) {
+        link = &pkv_i_prefix_content(p, *link)->next;
+    }
+    return link;
+}
+
 /* The page that has what was stored: the one of then, or one that holds the same; else -1. */
 static int32_t find_stored(const pkv_prefix *p, const pkv_i_logged *l)
 {
     const pkv_i_content *c = pkv_i_prefix_content(p, l->page);
-    int32_t              at = l->page;
-    if (c->id != l->id || c->group != l->group) {
-        at = *pkv_i_prefix_head(p, l->hash);
-        while (at != PREFIX_END && (pkv_i_prefix_content(p, at)->id != l->id ||
-                                    pkv_i_prefix_content(p, at)->group != l->group)) {
-            at = pkv_i_prefix_content(p, at)->next;
-        }
-    }
-    return at;
+    return c->id == l->id && c->group == l->group ? l->page
+                                                  : *find_link(p, l->hash, l->id, l->group);
 }
 
 /* The tokens are not in the log: they are a page's, while one has this content. */
@@ -86,36 +90,64 @@ pkv_status pkv_prefix_events(pkv_prefix *prefix, pkv_prefix_event *events, int64
     return PKV_OK;
 }
 
-/* ---- chains --------------------------------------------------------------------------- */
+/* ---- chains and rings ----------------------------------------------------------------- */
 
-/* Is the content in another page of its group? */
-static bool has_twin(const pkv_prefix *p, const pkv_i_content *c)
+/* Into the ring of the page that stands for both, as the newest. */
+static void join(pkv_prefix *p, int32_t page, int32_t first)
 {
-    for (int32_t at = *pkv_i_prefix_head(p, c->hash); at != PREFIX_END;) {
-        const pkv_i_content *other = pkv_i_prefix_content(p, at);
-        if (other != c && other->id == c->id && other->group == c->group) {
-            return true;
-        }
-        at = other->next;
-    }
-    return false;
+    pkv_i_twins  *f = pkv_i_prefix_twins(p, first);
+    const int32_t last = f->prev;
+    *pkv_i_prefix_twins(p, page) = (pkv_i_twins){first, last};
+    f->prev = page;
+    pkv_i_prefix_twins(p, last)->next = page;
+}
+
+/* Out of its ring: the others close it. */
+static void leave(pkv_prefix *p, int32_t page)
+{
+    pkv_i_twins *t = pkv_i_prefix_twins(p, page);
+    pkv_i_prefix_twins(p, t->prev)->next = t->next;
+    pkv_i_prefix_twins(p, t->next)->prev = t->prev;
+    *t = (pkv_i_twins){page, page};
 }
 
 void pkv_i_prefix_link(pkv_prefix *p, int32_t page, const pkv_i_content *what,
                        const int32_t *tokens)
 {
     pkv_i_content *c = pkv_i_prefix_content(p, page);
-    int32_t       *head = pkv_i_prefix_head(p, what->hash);
     const bool     is_new = what->id == 0;
+    const int32_t  first = is_new ? PREFIX_END : *find_link(p, what->hash, what->id, what->group);
     *c = *what;
     c->id = is_new ? ++p->last_id : what->id;
     memcpy(c->tokens, tokens, (size_t)p->config.page_size * sizeof *tokens);
-    c->next = *head;
-    *head = page;
     p->counts.n_pages++;
     p->counts.n_published++;
-    if (is_new || !has_twin(p, c)) {
-        note_page(p, PKV_PREFIX_STORED, page, c);
+    if (first != PREFIX_END) {
+        c->next = PREFIX_TWIN;
+        pkv_i_prefix_content(p, first)->has_twins = true;
+        join(p, page, first);
+        return;
+    }
+    int32_t *head = pkv_i_prefix_head(p, what->hash);
+    c->next = *head;
+    *head = page;
+    note_page(p, PKV_PREFIX_STORED, page, c);
+}
+
+/* One that has twins goes; if it stood in the chain, one of them does from now on. */
+static void unlink_twin(pkv_prefix *p, int32_t page)
+{
+    const pkv_i_content *c = pkv_i_prefix_content(p, page);
+    const int32_t        twin = pkv_i_prefix_twins(p, page)->next;
+    pkv_i_content       *t = pkv_i_prefix_content(p, twin);
+    leave(p, page);
+    const bool alone = pkv_i_prefix_twins(p, twin)->next == twin;
+    if (c->next != PREFIX_TWIN) {
+        *find_link(p, c->hash, c->id, c->group) = twin;
+        t->next = c->next;
+        t->has_twins = !alone;
+    } else if (alone) {
+        t->has_twins = false;
     }
 }
 
@@ -125,16 +157,14 @@ void pkv_i_prefix_unlink(pkv_prefix *p, int32_t page)
     if (c->id == 0) {
         return; /* kept, but never published */
     }
-    int32_t *link = pkv_i_prefix_head(p, c->hash);
-    while (*link != page) {
-        link = &pkv_i_prefix_content(p, *link)->next;
-    }
-    *link = c->next;
-    p->counts.n_pages--;
-    p->counts.n_removed++;
-    if (p->config.max_events > 0 && !has_twin(p, c)) {
+    if (c->next == PREFIX_TWIN || c->has_twins) {
+        unlink_twin(p, page);
+    } else {
+        *find_link(p, c->hash, c->id, c->group) = c->next;
         note_page(p, PKV_PREFIX_REMOVED, page, c);
     }
+    p->counts.n_pages--;
+    p->counts.n_removed++;
     *c = (pkv_i_content){.next = PREFIX_NOWHERE};
 }
 
@@ -192,10 +222,41 @@ static pkv_status fail_corrupt(int64_t page, const char *what, pkv_error *err)
     return pkv_i_fail_at(err, PKV_E_CORRUPT, PKV_RULE_PAGE, page, 0, 0, what);
 }
 
+static bool is_same(const pkv_prefix *p, const pkv_i_content *a, const pkv_i_content *b)
+{
+    return a->hash == b->hash && a->parent == b->parent && a->is_first == b->is_first &&
+           memcmp(a->tokens, b->tokens, (size_t)p->config.page_size * sizeof *a->tokens) == 0;
+}
+
+/*
+ * Is it between its neighbours, and are these its twins?  If so for all pages, they
+ * are in rings, each in one.
+ */
+static pkv_status check_ring(const pkv_prefix *p, int32_t page, pkv_error *err)
+{
+    const pkv_i_twins *t = pkv_i_prefix_twins(p, page);
+    if (t->next < 0 || t->next >= p->n_pages || t->prev < 0 || t->prev >= p->n_pages ||
+        pkv_i_prefix_twins(p, t->next)->prev != page ||
+        pkv_i_prefix_twins(p, t->prev)->next != page) {
+        return fail_corrupt(page, "a ring of equal pages is broken", err);
+    }
+    const pkv_i_content *c = pkv_i_prefix_content(p, page);
+    const pkv_i_content *twin = pkv_i_prefix_content(p, t->next);
+    if (twin != c && (c->id == 0 || twin->id != c->id || twin->group != c->group ||
+                      !is_same(p, twin, c))) {
+        return fail_corrupt(page, "a ring has pages that are not equal", err);
+    }
+    return PKV_OK;
+}
+
 /* What one page says of itself, as far as it can be told without the content in front. */
 static pkv_status check_content(const pkv_prefix *p, int32_t page, pkv_error *err)
 {
     const pkv_i_content *c = pkv_i_prefix_content(p, page);
+    PKV_I_TRY(check_ring(p, page, err));
+    if (c->has_twins && (c->id == 0 || c->next == PREFIX_TWIN)) {
+        return fail_corrupt(page, "a page that is in no chain stands for others", err);
+    }
     if (c->id == 0) {
         return c->next == PREFIX_NOWHERE ? PKV_OK
                                          : fail_corrupt(page, "a page without content is linked",
@@ -212,39 +273,61 @@ static pkv_status check_content(const pkv_prefix *p, int32_t page, pkv_error *er
     return PKV_OK;
 }
 
+/* How many pages a ring has; 0: another one than `first` stands in a chain.  It is closed. */
+static int64_t count_ring(const pkv_prefix *p, int32_t first)
+{
+    int64_t n = 1;
+    for (int32_t at = pkv_i_prefix_twins(p, first)->next; at != first; n++) {
+        if (pkv_i_prefix_content(p, at)->next != PREFIX_TWIN) {
+            return 0;
+        }
+        at = pkv_i_prefix_twins(p, at)->next;
+    }
+    return n;
+}
+
 /*
- * Each chain has pages of its bucket; all together are n, so each page is in one, once.  (One
- * without content would lead nowhere: check_content() saw to that.)
+ * Each chain has pages of its bucket; they and their rings are n together, so each page is in
+ * one, once.  (One without content would lead nowhere: check_content() saw to that.)
  */
 static pkv_status check_buckets(const pkv_prefix *p, int64_t n, pkv_error *err)
 {
     for (uint64_t bucket = 0; bucket <= p->mask; bucket++) {
-        for (int32_t at = *pkv_i_prefix_head(p, bucket); at != PREFIX_END; n--) {
-            if (at < 0 || at >= p->n_pages || n == 0) {
+        for (int32_t at = *pkv_i_prefix_head(p, bucket); at != PREFIX_END;) {
+            if (at < 0 || at >= p->n_pages || n <= 0) {
                 return pkv_i_fail(err, PKV_E_CORRUPT, "a chain leads nowhere");
             }
             const pkv_i_content *c = pkv_i_prefix_content(p, at);
+            const int64_t        n_equal = count_ring(p, at);
             if ((c->hash & p->mask) != bucket) {
                 return fail_corrupt(at, "a page is in a bucket that is not its own", err);
             }
+            if (n_equal == 0 || (n_equal > 1) != c->has_twins) {
+                return fail_corrupt(at, "a page stands for others and should not, or the other "
+                                        "way round", err);
+            }
+            n -= n_equal;
             at = c->next;
         }
     }
     return n == 0 ? PKV_OK : pkv_i_fail(err, PKV_E_CORRUPT, "a page is not in its bucket");
 }
 
-/* Has none in the bucket the same content under another id, or the same id for another content? */
+/*
+ * Has none in the bucket the same content under another id, or the same id for another content?
+ * And does one page stand for all that are equal?
+ */
 static pkv_status check_id(const pkv_prefix *p, int32_t page, pkv_error *err)
 {
     const pkv_i_content *c = pkv_i_prefix_content(p, page);
     for (int32_t at = c->id != 0 ? *pkv_i_prefix_head(p, c->hash) : PREFIX_END; at != PREFIX_END;) {
         const pkv_i_content *other = pkv_i_prefix_content(p, at);
-        bool same = other->hash == c->hash && other->parent == c->parent &&
-                    other->is_first == c->is_first &&
-                    memcmp(other->tokens, c->tokens,
-                           (size_t)p->config.page_size * sizeof *c->tokens) == 0;
-        if (same != (other->id == c->id)) {
+        if (is_same(p, other, c) != (other->id == c->id)) {
             return fail_corrupt(page, "an id does not stand for one content", err);
+        }
+        if (other->id == c->id && other->group == c->group && other != c &&
+            c->next != PREFIX_TWIN) {
+            return fail_corrupt(page, "equal pages are in two rings", err);
         }
         at = other->next;
     }

@@ -3,8 +3,10 @@
  *
  * An entry a page, at the page's number, so a page has one content at most; and
  * buckets by hash, each a chain of entries.  Contents are not stored apart: the
- * pages that have one share its id.  What the pool reports as lost leaves its
- * chain at the next call, so an undone eviction needs no undoing here.
+ * pages that have one share its id.  Of those of one group one stands in the chain
+ * for all; they are a ring, so that a page comes and goes at the same cost however
+ * many are equal.  What the pool reports as lost leaves its chain at the next call,
+ * so an undone eviction needs no undoing here.
  */
 #ifndef PAGEDKV_SRC_PREFIX_STATE_H
 #define PAGEDKV_SRC_PREFIX_STATE_H
@@ -16,7 +18,8 @@ enum {
     PREFIX_MAGIC = 0x78707670,
     PREFIX_END = -1,     /* of a chain */
     PREFIX_NOWHERE = -2, /* in no chain: the page cannot be found */
-    PREFIX_NAMED = -3    /* the same, and named by the call that runs */
+    PREFIX_NAMED = -3,   /* the same, and named by the call that runs */
+    PREFIX_TWIN = -4     /* in no chain: an equal page of its group is */
 };
 
 typedef struct pkv_i_content {
@@ -25,9 +28,18 @@ typedef struct pkv_i_content {
     uint64_t parent;  /* id of the content in front, or the salt */
     int32_t  next;    /* page of the same bucket, or one of PREFIX_* */
     uint8_t  group;
-    bool     is_first; /* parent is a salt */
+    bool     is_first;  /* parent is a salt */
+    bool     has_twins; /* it stands in the chain for others too */
     int32_t  tokens[]; /* [S] */
 } pkv_i_content;
+
+/*
+ * Pages of one group with the same content, a ring; of one alone, or that cannot be
+ * found, itself.  Apart from the contents: who has no twins does not need it.
+ */
+typedef struct pkv_i_twins {
+    int32_t next, prev; /* prev of the one in the chain: the newest */
+} pkv_i_twins;
 
 /* What stands behind the next page of tokens. */
 typedef struct pkv_i_front {
@@ -44,7 +56,7 @@ typedef struct pkv_i_logged {
 } pkv_i_logged;
 
 typedef struct pkv_i_prefix_layout {
-    uint64_t heads, contents, log, total;
+    uint64_t heads, contents, twins, log, total;
 } pkv_i_prefix_layout;
 
 struct pkv_prefix {
@@ -74,6 +86,11 @@ static inline int32_t *pkv_i_prefix_head(const pkv_prefix *p, uint64_t hash)
 static inline pkv_i_content *pkv_i_prefix_content(const pkv_prefix *p, int64_t page)
 {
     return pkv_i_prefix_at(p, p->at.contents + (uint64_t)page * p->content_bytes);
+}
+
+static inline pkv_i_twins *pkv_i_prefix_twins(const pkv_prefix *p, int64_t page)
+{
+    return (pkv_i_twins *)pkv_i_prefix_at(p, p->at.twins) + page;
 }
 
 static inline uint64_t pkv_i_prefix_hash(const pkv_prefix *p, const int32_t *tokens, uint64_t front)

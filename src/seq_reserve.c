@@ -109,8 +109,28 @@ static pkv_status own_last_page(pkv_seqs *s, int64_t i, int64_t place, int32_t g
     return PKV_OK;
 }
 
+/* What is not kept was not found: its owner may write it. */
+static pkv_status check_kept(const pkv_seqs *s, const int32_t *pages, int64_t n, pkv_error *err)
+{
+    const int64_t n_pages = pkv_i_pool_n_pages(s->pool);
+    for (int64_t i = 0; i < n; i++) {
+        if (pages[i] == SEQ_DROPPED) {
+            continue;
+        }
+        if (pages[i] < 0 || pages[i] >= n_pages) {
+            return fail_at(PKV_E_RANGE, PKV_RULE_PAGE, -1, pages[i], n_pages,
+                           "a page of the prefix is no page of the pool", err);
+        }
+        if (!pkv_i_pool_is_kept(s->pool, pages[i])) {
+            return fail_at(PKV_E_STATE, PKV_RULE_PAGE, -1, pages[i], 0,
+                           "a page of the prefix is not kept", err);
+        }
+    }
+    return PKV_OK;
+}
+
 /* The pages that an empty sequence begins with get an owner more and stand in its rows. */
-static pkv_status begin_with(pkv_seqs *s, int64_t i, int64_t place, const pkv_seq_prefix *prefix,
+static pkv_status begin_with(pkv_seqs *s, int64_t i, int64_t place, const pkv_prefix_hit *hit,
                              pkv_error *err)
 {
     pkv_i_seq *q = &pkv_i_seqs_seqs(s)[place];
@@ -119,13 +139,18 @@ static pkv_status begin_with(pkv_seqs *s, int64_t i, int64_t place, const pkv_se
         return fail_at(PKV_E_STATE, PKV_RULE_NONE, i, q->n_tokens, 0,
                        "a sequence that has tokens cannot begin with others", err);
     }
-    for (int64_t g = 0; g < s->n_groups; g++) {
-        const int32_t *pages = prefix->pages + g * prefix->stride;
-        PKV_I_TRY(pkv_i_seqs_share(s->pool, pages, prefix->n_pages, &n_done, err));
-        memcpy(pkv_i_seqs_row(s, place, g), pages, (size_t)prefix->n_pages * sizeof *pages);
+    if (hit->stamp != pkv_i_pool_losses(s->pool)) {
+        return fail_at(PKV_E_STATE, PKV_RULE_NONE, i, hit->stamp, pkv_i_pool_losses(s->pool),
+                       "pages were lost since this prefix was found: find it again", err);
     }
-    q->n_pages = prefix->n_pages;
-    q->n_prefix = prefix->n_pages * s->page_size;
+    for (int64_t g = 0; g < s->n_groups; g++) {
+        const int32_t *pages = hit->pages + g * hit->stride;
+        PKV_I_TRY(check_kept(s, pages, hit->n_pages, err));
+        PKV_I_TRY(pkv_i_seqs_share(s->pool, pages, hit->n_pages, &n_done, err));
+        memcpy(pkv_i_seqs_row(s, place, g), pages, (size_t)hit->n_pages * sizeof *pages);
+    }
+    q->n_pages = hit->n_pages;
+    q->n_prefix = hit->n_pages * s->page_size;
     return PKV_OK;
 }
 
@@ -150,7 +175,7 @@ static pkv_status add_pages(pkv_seqs *s, int64_t i, int64_t place, step *t, pkv_
 
 /* Into the list of the step: from here on an undo finds it.  And the pages that it begins with. */
 static pkv_status enter(pkv_seqs *s, int64_t i, pkv_seq seq, int32_t n_tokens,
-                        const pkv_seq_prefix *prefix, pkv_error *err)
+                        const pkv_prefix_hit *hit, pkv_error *err)
 {
     const int64_t place = pkv_i_seqs_place(s, seq);
     if (place < 0) {
@@ -164,7 +189,7 @@ static pkv_status enter(pkv_seqs *s, int64_t i, pkv_seq seq, int32_t n_tokens,
         return fail_at(PKV_E_RANGE, PKV_RULE_SCHEDULED, i, n_tokens, 0, "n_tokens is negative",
                        err);
     }
-    const int64_t n_prefix = prefix != NULL ? prefix->n_pages : 0;
+    const int64_t n_prefix = hit != NULL ? hit->n_pages : 0;
     int64_t       n_pages = pkv_i_seqs_pages_of(s, q->n_tokens + n_tokens);
     if (PKV_I_ADD(n_pages, n_prefix, &n_pages) || n_pages > s->width) {
         return fail_at(PKV_E_RANGE, PKV_RULE_TABLE, i, n_pages < 0 ? INT64_MAX : n_pages, s->width,
@@ -174,17 +199,15 @@ static pkv_status enter(pkv_seqs *s, int64_t i, pkv_seq seq, int32_t n_tokens,
     q->in_step = true;
     q->n_reserved = n_tokens;
     q->pages_before = q->n_pages;
-    return n_prefix > 0 ? begin_with(s, i, place, prefix, err) : PKV_OK;
+    return n_prefix > 0 ? begin_with(s, i, place, hit, err) : PKV_OK;
 }
 
-static pkv_status check_prefixes(const pkv_seqs *s, const pkv_seq_prefix *prefixes, int64_t n,
-                                 pkv_error *err)
+static pkv_status check_hits(const pkv_prefix_hit *hits, int64_t n, pkv_error *err)
 {
-    for (int64_t i = 0; prefixes != NULL && i < n; i++) {
-        const pkv_seq_prefix *p = &prefixes[i];
-        if (p->n_pages < 0 || (p->n_pages > 0 && p->pages == NULL) ||
-            (p->n_pages > p->stride && s->n_groups > 1)) {
-            return fail_at(PKV_E_INVALID, PKV_RULE_NONE, i, p->n_pages, p->stride,
+    for (int64_t i = 0; hits != NULL && i < n; i++) {
+        const pkv_prefix_hit *h = &hits[i];
+        if (h->n_pages < 0 || (h->n_pages > 0 && h->pages == NULL) || h->n_pages > h->stride) {
+            return fail_at(PKV_E_INVALID, PKV_RULE_NONE, i, h->n_pages, h->stride,
                            "a prefix is NULL, negative or longer than its stride", err);
         }
     }
@@ -200,7 +223,7 @@ static void name_sequence(pkv_status status, int64_t i, pkv_error *err)
 }
 
 pkv_status pkv_seqs_reserve(pkv_seqs *seqs, const pkv_seq *seqs_of_step, const int32_t *n_tokens,
-                            const pkv_seq_prefix *prefixes, int64_t n, int64_t room,
+                            const pkv_prefix_hit *hits, int64_t n, int64_t room,
                             pkv_page_copy *copies, int64_t max_copies, int64_t *n_copies_out,
                             pkv_error *err)
 {
@@ -209,15 +232,15 @@ pkv_status pkv_seqs_reserve(pkv_seqs *seqs, const pkv_seq *seqs_of_step, const i
         max_copies < 0 || (max_copies > 0 && copies == NULL) || n_copies_out == NULL) {
         return pkv_i_fail(err, PKV_E_INVALID, "an array is NULL, or a number negative");
     }
-    PKV_I_TRY(check_prefixes(seqs, prefixes, n, err));
+    PKV_I_TRY(check_hits(hits, n, err));
     PKV_I_TRY(pkv_pool_reserve(seqs->pool, err));
     seqs->reserving = true;
     step       t = {.room = room, .copies = copies, .max_copies = max_copies};
     pkv_status status = PKV_OK;
-    /* All prefixes have an owner before any page is taken: one could be evicted for another. */
+    /* All hits have an owner before any page is taken: one could be evicted for another. */
     for (int64_t i = 0; i < n && status == PKV_OK; i++) {
         status = enter(seqs, i, seqs_of_step[i], n_tokens[i],
-                       prefixes != NULL ? &prefixes[i] : NULL, err);
+                       hits != NULL ? &hits[i] : NULL, err);
         name_sequence(status, i, err);
     }
     for (int64_t i = 0; i < n && status == PKV_OK; i++) {

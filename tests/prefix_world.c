@@ -227,14 +227,17 @@ int64_t prefix_world_find(prefix_world *w, uint64_t salt, const int32_t *tokens,
                           int32_t *pages, int64_t stride)
 {
     /* Just as large as they must be, for the sanitizers. */
-    const size_t page_bytes = (size_t)(w->shape.n_groups * stride) * sizeof *pages;
-    const size_t token_bytes = (size_t)n_tokens * sizeof *tokens;
-    int32_t     *exactly = test_alloc(page_bytes), *prompt = test_alloc(token_bytes);
-    uint64_t     ids[PREFIX_MAX_DEPTH];
-    int64_t      n = -1;
-    pkv_error    err;
+    const size_t   page_bytes = (size_t)(w->shape.n_groups * stride) * sizeof *pages;
+    const size_t   token_bytes = (size_t)n_tokens * sizeof *tokens;
+    int32_t       *exactly = test_alloc(page_bytes), *prompt = test_alloc(token_bytes);
+    uint64_t       ids[PREFIX_MAX_DEPTH];
+    pkv_prefix_hit hit = {.n_pages = -1};
+    pkv_error      err;
     memcpy(prompt, tokens, token_bytes);
-    expect_ok(pkv_prefix_find(w->prefix, salt, prompt, n_tokens, exactly, stride, &n, &err), &err);
+    expect_ok(pkv_prefix_find(w->prefix, salt, prompt, n_tokens, exactly, stride, &hit, &err),
+              &err);
+    const int64_t n = hit.n_pages;
+    expect_that(hit.pages == exactly && hit.stride == stride);
     prefix_model_enter(&w->model);
     expect_number(n, prefix_model_find(&w->model, salt, tokens, n_tokens, stride, ids));
     compare_found(w, salt, tokens, exactly, stride, ids, n);

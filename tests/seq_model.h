@@ -146,7 +146,7 @@ typedef struct seq_step {
     seq_model     *of[SEQ_MAX];
     pkv_seq        handles[SEQ_MAX];
     int32_t        n_tokens[SEQ_MAX];
-    pkv_seq_prefix prefixes[SEQ_MAX];
+    pkv_prefix_hit prefixes[SEQ_MAX];
     int32_t        found[SEQ_MAX][SEQ_GROUPS * SEQ_PAGES];
     pkv_page_copy  copies[SEQ_MAX * SEQ_GROUPS];
     /* What must come of it. */

@@ -18,7 +18,7 @@ static int64_t enter(seq_step *st, seq_model *m, int64_t n_tokens)
     st->of[i] = m;
     st->handles[i] = m->handle;
     st->n_tokens[i] = (int32_t)n_tokens;
-    st->prefixes[i] = (pkv_seq_prefix){st->found[i], 0, 0};
+    st->prefixes[i] = (pkv_prefix_hit){.pages = st->found[i]};
     return i;
 }
 
@@ -61,18 +61,17 @@ static void check_hit(const seq_world *w, const seq_model *m, const int32_t *fou
 int64_t seq_step_begin(seq_world *w, seq_step *st, seq_model *m, int64_t n_tokens)
 {
     pkv_error err;
-    int64_t   n_pages = -1;
     assert_int_equal(m->n_tokens, 0);
     for (int64_t t = 0; t < n_tokens; t++) {
         seq_put_token(w, m, t, seq_prompt_token(w, m->prompt, t));
     }
     const int64_t i = enter(st, m, n_tokens);
     expect_ok(pkv_prefix_find(w->index, m->salt, m->token, n_tokens, st->found[i], w->width,
-                              &n_pages, &err), &err);
+                              &st->prefixes[i], &err), &err);
+    const int64_t n_pages = st->prefixes[i].n_pages;
+    assert_true(st->prefixes[i].pages == st->found[i] && st->prefixes[i].stride == w->width);
     assert_true(n_pages >= 0 && (n_pages == 0 || n_pages * w->shape.page_size < n_tokens));
     check_hit(w, m, st->found[i], n_pages);
-    st->prefixes[i].stride = w->width;
-    st->prefixes[i].n_pages = n_pages;
     st->n_tokens[i] -= (int32_t)(n_pages * w->shape.page_size);
     w->counts.n_hits += n_pages > 0;
     w->counts.n_hit_pages += n_pages;

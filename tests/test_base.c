@@ -82,6 +82,34 @@ static void test_error_line(void **state)
     assert_null(strchr(line, '\n'));
 }
 
+/* What the index counts is said where that is known, and numbers where there are any. */
+static void test_error_line_by_rule(void **state)
+{
+    (void)state;
+    static const struct {
+        pkv_error   err;
+        const char *line;
+    } cases[] = {
+        {{.code = PKV_E_NO_PAGES, .index = 1, .layer = -1, .value = 3, .limit = 5, .what = "no"},
+         "PKV_E_NO_PAGES: at 1: no"},
+        {{.code = PKV_E_STATE, .index = 0, .layer = -1, .what = "no"}, "PKV_E_STATE: at 0: no"},
+        {{.code = PKV_E_NO_PAGES, .index = -1, .layer = -1, .what = "no"}, "PKV_E_NO_PAGES: no"},
+        {{.code = PKV_E_CORRUPT, .rule = PKV_RULE_PAGE, .index = 7, .layer = -1, .what = "no"},
+         "PKV_E_CORRUPT: at 7: no"},
+        {{.code = PKV_E_STATE, .rule = PKV_RULE_PAGE, .index = 2, .layer = -1, .value = 9,
+          .what = "no"}, "PKV_E_STATE: at 2: no (found 9, limit 0)"},
+        {{.code = PKV_E_RANGE, .rule = PKV_RULE_SLICE_LEN, .index = 4, .layer = -1, .what = "no"},
+         "PKV_E_RANGE: slice 4: no (found 0, limit 0)"},
+        {{.code = PKV_E_RANGE, .rule = PKV_RULE_SCHEDULED, .index = 4, .layer = -1, .value = -1,
+          .what = "no"}, "PKV_E_RANGE: request 4: no (found -1, limit 0)"},
+    };
+    for (size_t i = 0; i < sizeof cases / sizeof cases[0]; i++) {
+        char line[256];
+        pkv_error_format(&cases[i].err, line, sizeof line);
+        assert_string_equal(line, cases[i].line);
+    }
+}
+
 /* Cut at every length: never past the room, always ended, always the same result. */
 static void test_error_line_is_cut(void **state)
 {
@@ -186,6 +214,7 @@ int main(void)
         cmocka_unit_test(test_status_names),
         cmocka_unit_test(test_dtypes),
         cmocka_unit_test(test_error_line),
+        cmocka_unit_test(test_error_line_by_rule),
         cmocka_unit_test(test_error_line_is_cut),
         cmocka_unit_test(test_error_line_of_odd_errors),
         cmocka_unit_test(test_isa_list),

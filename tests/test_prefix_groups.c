@@ -222,27 +222,27 @@ enum { LONG = 140, POOL_PAGES = 2 * LONG };
 /* Published a part at a time, found up to every token that is changed, and up to every length. */
 static void check_long(pkv_prefix *prefix, pkv_pool *pool, int64_t part)
 {
-    int32_t   tokens[(LONG + 1) * S], pages[LONG], found[2 * (LONG + 1)];
-    int64_t   n = 0;
-    pkv_error err;
+    int32_t        tokens[(LONG + 1) * S], pages[LONG], found[2 * (LONG + 1)];
+    pkv_prefix_hit hit;
+    pkv_error      err;
     story_tokens(tokens, (LONG + 1) * S, (int32_t)(1000 * part));
     expect_ok(pkv_pool_alloc(pool, LONG, -1, 0, pages, &err), &err);
     for (int64_t i = 0; i < LONG; i += part) {
         const int64_t now = part < LONG - i ? part : LONG - i;
         expect_ok(pkv_prefix_publish(prefix, 0, 5, i > 0 ? pages[i - 1] : -1, tokens + i * S,
                                      pages + i, now, &err), &err);
-        expect_ok(pkv_prefix_find(prefix, 5, tokens, (LONG + 1) * S, found, LONG + 1, &n, &err),
+        expect_ok(pkv_prefix_find(prefix, 5, tokens, (LONG + 1) * S, found, LONG + 1, &hit, &err),
                   &err);
-        expect_number(n, i + now);
+        expect_number(hit.n_pages, i + now);
     }
     for (int64_t i = 0; i <= LONG; i++) {
         for (int way = 0; way < 3; way++) { /* another token, the prompt's end, max_pages */
             tokens[i * S + i % S] += way == 0;
             expect_ok(pkv_prefix_find(prefix, 5, tokens,
                                       way == 1 ? i * S + 1 + i % S : (LONG + 1) * S, found,
-                                      way == 2 ? i : LONG + 1, &n, &err), &err);
+                                      way == 2 ? i : LONG + 1, &hit, &err), &err);
             tokens[i * S + i % S] -= way == 0;
-            expect_number(n, i);
+            expect_number(hit.n_pages, i);
             expect_same_bytes("pages", found, pages, (size_t)i * sizeof *pages);
         }
     }

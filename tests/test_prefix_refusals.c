@@ -73,10 +73,10 @@ static void expect_refusal(const fixture *f, pkv_status status, const pkv_error 
 static void test_find(void **state)
 {
     (void)state;
-    fixture   f;
-    int32_t   pages[2 * 8];
-    int64_t   n = 77;
-    pkv_error err;
+    fixture        f;
+    int32_t        pages[2 * 8];
+    pkv_prefix_hit hit = {.n_pages = 77};
+    pkv_error      err;
     make(&f, 100, prefix_hash_fnv);
     memset(pages, 0x77, sizeof pages);
     for (int i = 0; i < 8; i++) {
@@ -84,16 +84,16 @@ static void test_find(void **state)
         const int64_t most = i == 4 ? -1 : i == 5 ? INT64_MIN : 8;
         pkv_status    status = pkv_prefix_find(i == 0 ? NULL : f.w.prefix, 9,
                                                i == 3 ? NULL : f.tokens, n_tokens,
-                                               i == 6 ? NULL : pages, most, i == 7 ? NULL : &n,
+                                               i == 6 ? NULL : pages, most, i == 7 ? NULL : &hit,
                                                &err);
         expect_refusal(&f, status, &err, PKV_E_INVALID, 0, -1);
-        expect_that(n == 77 && pages[0] == 0x77777777);
+        expect_that(hit.n_pages == 77 && pages[0] == 0x77777777);
     }
-    expect_number(pkv_prefix_find(NULL, 9, f.tokens, 1, pages, 8, &n, NULL), PKV_E_INVALID);
-    expect_ok(pkv_prefix_find(f.w.prefix, 9, NULL, 0, pages, 8, &n, &err), &err);
-    expect_number(n, 0);
-    expect_ok(pkv_prefix_find(f.w.prefix, 9, f.tokens, 8 * S, NULL, 0, &n, &err), &err);
-    expect_number(n, 0);
+    expect_number(pkv_prefix_find(NULL, 9, f.tokens, 1, pages, 8, &hit, NULL), PKV_E_INVALID);
+    expect_ok(pkv_prefix_find(f.w.prefix, 9, NULL, 0, pages, 8, &hit, &err), &err);
+    expect_number(hit.n_pages, 0);
+    expect_ok(pkv_prefix_find(f.w.prefix, 9, f.tokens, 8 * S, NULL, 0, &hit, &err), &err);
+    expect_number(hit.n_pages, 0);
     f.w.model.counts.n_finds += 2;
     f.w.model.counts.n_find_tokens += 8 * S;
     drop(&f);

@@ -144,7 +144,7 @@ static void write_step(engine *e, const pkv_seq *handles, const int *which, cons
 
 /* A step as an engine runs it; sequence which[i] goes on with n_tokens[i] tokens behind its hit. */
 static int64_t run_step(engine *e, const int *which, const int32_t *n_tokens,
-                        const pkv_seq_prefix *prefixes, int64_t n)
+                        const pkv_prefix_hit *hits, int64_t n)
 {
     pkv_seq       handles[SEQS];
     pkv_page_copy copies[SEQS * GROUPS];
@@ -153,7 +153,7 @@ static int64_t run_step(engine *e, const int *which, const int32_t *n_tokens,
     for (int64_t i = 0; i < n; i++) {
         handles[i] = e->seq[which[i]];
     }
-    expect_ok(pkv_seqs_reserve(e->seqs, handles, n_tokens, prefixes, n, 1, copies, SEQS * GROUPS,
+    expect_ok(pkv_seqs_reserve(e->seqs, handles, n_tokens, hits, n, 1, copies, SEQS * GROUPS,
                                &n_copies, &err), &err);
     for (int64_t c = 0; c < n_copies; c++) {
         for (int l = 0; l < OWN_LAYERS; l++) {
@@ -167,7 +167,7 @@ static int64_t run_step(engine *e, const int *which, const int32_t *n_tokens,
     write_step(e, handles, which, n_tokens, n);
     expect_ok(pkv_seqs_commit(e->seqs, &err), &err);
     for (int64_t i = 0; i < n; i++) {
-        e->n_tokens[which[i]] += n_tokens[i] + (prefixes != NULL ? prefixes[i].n_pages * S : 0);
+        e->n_tokens[which[i]] += n_tokens[i] + (hits != NULL ? hits[i].n_pages * S : 0);
     }
     check_bytes(e);
     return n_copies;
@@ -203,9 +203,8 @@ static void test_hybrid(void **state)
     engine         e;
     pkv_error      err;
     int32_t        found[GROUPS * TOKENS / S], n_tokens[] = {23, 0, 1};
-    int64_t        n_found = 0;
     const int      which[] = {0, 1, 2};
-    pkv_seq_prefix none_and_hit[] = {{NULL, 0, 0}, {found, TOKENS / S, 0}};
+    pkv_prefix_hit none_and_hit[2] = {{0}};
     note_case("hybrid", 0, "S %d, P %d", S, P);
     open_engine(&e);
     for (int s = 0; s < SEQS; s++) {
@@ -216,11 +215,11 @@ static void test_hybrid(void **state)
     }
     run_step(&e, which, n_tokens, NULL, 1);
     publish(&e, 0);
-    expect_ok(pkv_prefix_find(e.index, 0, e.token[1], 30, found, TOKENS / S, &n_found, &err), &err);
-    assert_int_equal(n_found, 5);
+    expect_ok(pkv_prefix_find(e.index, 0, e.token[1], 30, found, TOKENS / S, &none_and_hit[1],
+                              &err), &err);
+    assert_int_equal(none_and_hit[1].n_pages, 5);
     /* The token at 20 reads from 12 on. */
     assert_true(found[TOKENS / S + 2] < 0 && found[TOKENS / S + 3] >= 0);
-    none_and_hit[1].n_pages = n_found;
     n_tokens[0] = 4;
     n_tokens[1] = 30 - 20;
     assert_int_equal(run_step(&e, which, n_tokens, none_and_hit, 2), 0);

@@ -22,12 +22,12 @@ static seq_model *grown(seq_world *w, int64_t prompt, int64_t n_tokens)
 
 /* Two sequences, of which the second one is refused. */
 static void refuse(seq_world *w, const pkv_seq handles[2], int32_t n_tokens,
-                   const pkv_seq_prefix *prefix, int64_t max_copies, pkv_status code, int32_t rule)
+                   const pkv_prefix_hit *prefix, int64_t max_copies, pkv_status code, int32_t rule)
 {
     pkv_page_copy  copies[MAX_COPIES];
     pkv_error      err;
     int64_t        n_copies = -7;
-    pkv_seq_prefix prefixes[2] = {{NULL, 0, 0}, prefix != NULL ? *prefix : (pkv_seq_prefix){0}};
+    pkv_prefix_hit prefixes[2] = {{0}, prefix != NULL ? *prefix : (pkv_prefix_hit){0}};
     const int32_t  tokens[] = {1, n_tokens};
     seq_world_save(w, 0);
     expect_error(pkv_seqs_reserve(w->seqs, handles, tokens, prefix != NULL ? prefixes : NULL, 2, 1,
@@ -106,6 +106,19 @@ static void test_sequences_of_a_step(void **state)
     seq_world_free(&w);
 }
 
+/* A hit of these pages, found just now. */
+static pkv_prefix_hit hit_of(const seq_world *w, const int32_t *pages, int64_t stride, int64_t n)
+{
+    pkv_prefix_hit hit;
+    pkv_error      err;
+    expect_ok(pkv_prefix_find(w->index, 0, NULL, 0, NULL, 0, &hit, &err), &err);
+    assert_true(hit.pages == NULL && hit.stride == 0 && hit.n_pages == 0);
+    hit.pages = pages;
+    hit.stride = stride;
+    hit.n_pages = n;
+    return hit;
+}
+
 /* Pages that a sequence may not begin with. */
 static void test_prefixes(void **state)
 {
@@ -118,7 +131,7 @@ static void test_prefixes(void **state)
     int32_t        pages[2 * 41], bad;
     const pkv_seq  with_tokens[] = {other->handle, m->handle};
     const pkv_seq  pair[] = {other->handle, empty->handle};
-    pkv_seq_prefix p = {pages, 41, 2};
+    pkv_prefix_hit p = hit_of(&w, pages, 41, 2);
     for (int i = 0; i < 2 * 41; i++) {
         pages[i] = seq_page(&w, m, i / 41, i % 41 % 5);
     }
@@ -134,22 +147,24 @@ static void test_prefixes(void **state)
         }
         *at = bad; /* blank */
         refuse(&w, pair, 1, &p, MAX_COPIES, PKV_E_STATE, PKV_RULE_PAGE);
+        *at = seq_page(&w, other, where / 2, 0); /* used, and not kept: it may be written */
+        refuse(&w, pair, 1, &p, MAX_COPIES, PKV_E_STATE, PKV_RULE_PAGE);
         *at = good;
     }
     p.n_pages = -1;
     refuse(&w, pair, 1, &p, MAX_COPIES, PKV_E_INVALID, NONE);
-    p = (pkv_seq_prefix){NULL, 2, 1};
+    p = hit_of(&w, NULL, 2, 1);
     refuse(&w, pair, 1, &p, MAX_COPIES, PKV_E_INVALID, NONE);
-    p = (pkv_seq_prefix){pages, 1, 2}; /* two groups, and their rows overlap */
+    p = hit_of(&w, pages, 1, 2); /* two groups, and their rows overlap */
     refuse(&w, pair, 1, &p, MAX_COPIES, PKV_E_INVALID, NONE);
-    p = (pkv_seq_prefix){pages, 41, 41};
+    p = hit_of(&w, pages, 41, 41);
     refuse(&w, pair, 0, &p, MAX_COPIES, PKV_E_RANGE, PKV_RULE_TABLE);
     p.n_pages = 40;
     refuse(&w, pair, 1, &p, MAX_COPIES, PKV_E_RANGE, PKV_RULE_TABLE);
-    p = (pkv_seq_prefix){pages, INT64_MAX, INT64_MAX};
+    p = hit_of(&w, pages, INT64_MAX, INT64_MAX);
     refuse(&w, pair, INT32_MAX, &p, MAX_COPIES, PKV_E_RANGE, PKV_RULE_TABLE);
     /* What just fits: a whole table of pages that others have. */
-    p = (pkv_seq_prefix){pages, 41, 40};
+    p = hit_of(&w, pages, 41, 40);
     int32_t none = 0;
     int64_t n_copies = -7;
     expect_ok(pkv_seqs_reserve(w.seqs, &pair[1], &none, &p, 1, 0, NULL, 0, &n_copies, &err), &err);
@@ -159,23 +174,128 @@ static void test_prefixes(void **state)
     seq_world_free(&w);
 }
 
-/* With one group the stride is not looked at. */
+/* A row is not shorter than the hit, with one group either; of no pages nothing is looked at. */
 static void test_stride_of_one_group(void **state)
 {
     (void)state;
     seq_world w;
     pkv_error err;
     make_world(&w, 20, 1);
-    seq_model     *m = grown(&w, 0, 40), *empty = seq_open(&w, 0, 0);
+    seq_model *m = grown(&w, 0, 40), *empty = seq_open(&w, 0, 0), *other = grown(&w, 1, 5);
+    seq_publish(&w, m, 40);
     int32_t        pages[] = {seq_page(&w, m, 0, 0), seq_page(&w, m, 0, 1)}, none = 0;
-    pkv_seq_prefix p = {pages, 0, 2};
+    const pkv_seq  pair[] = {other->handle, empty->handle};
+    pkv_prefix_hit p = hit_of(&w, pages, 1, 2);
     int64_t        n_copies = -7;
+    refuse(&w, pair, 1, &p, MAX_COPIES, PKV_E_INVALID, NONE);
+    p.stride = INT64_MIN;
+    refuse(&w, pair, 1, &p, MAX_COPIES, PKV_E_INVALID, NONE);
+    p.stride = 2;
     expect_ok(pkv_seqs_reserve(w.seqs, &empty->handle, &none, &p, 1, 0, NULL, 0, &n_copies, &err),
               &err);
     assert_int_equal(pkv_pool_owners(w.pool, pages[1]), 2);
     expect_ok(pkv_seqs_release(w.seqs, &err), &err);
+    p = (pkv_prefix_hit){.stamp = -7};
+    expect_ok(pkv_seqs_reserve(w.seqs, &empty->handle, &none, &p, 1, 0, NULL, 0, &n_copies, &err),
+              &err);
+    expect_ok(pkv_seqs_release(w.seqs, &err), &err);
     seq_world_check(&w);
     seq_world_free(&w);
+}
+
+/*
+ * Pages that were found and lost before they were shared: evicted, and evicted and published
+ * again with another content of another tenant, by which they are kept as before.
+ */
+static void test_stale_hits(void **state)
+{
+    (void)state;
+    for (int way = 0; way < 5; way++) {
+        seq_world w;
+        pkv_error err;
+        make_world(&w, 5, 1);
+        seq_model     *m = grown(&w, 0, 2 * S), *empty = seq_open(&w, 0, 0), *one = grown(&w, 1, 1);
+        const pkv_seq  pair[] = {one->handle, empty->handle};
+        int32_t        pages[4];
+        pkv_prefix_hit hit, again;
+        seq_publish(&w, m, 2 * S);
+        seq_close(&w, m);
+        expect_ok(pkv_prefix_find(w.index, 0, m->token, 2 * S + 1, pages, 4, &hit, &err), &err);
+        assert_int_equal(hit.n_pages, 2);
+        if (way == 0) { /* nothing happens to it: pages that were blank are taken and given back */
+            seq_close(&w, grown(&w, 3, 2 * S));
+        } else if (way < 4) {
+            seq_model *b = grown(&w, 8, 4 * S);
+            if (way > 1) {
+                b->salt = 7;
+                seq_publish(&w, b, 4 * S);
+            }
+            if (way > 2) {
+                seq_close(&w, b);
+            }
+        } else {
+            expect_ok(pkv_prefix_clear(w.index, &err), &err);
+            for (int32_t page = 0; page < 5; page++) {
+                w.kept[page] = false;
+            }
+        }
+        expect_ok(pkv_prefix_check(w.index, &err), &err);
+        if (way > 0) {
+            refuse(&w, pair, 0, &hit, MAX_COPIES, PKV_E_STATE, NONE);
+            expect_ok(pkv_prefix_find(w.index, 0, m->token, 2 * S + 1, pages, 4, &again, &err),
+                      &err);
+            assert_true(again.n_pages == 0 && again.stamp > hit.stamp);
+        } else {
+            int32_t tokens[] = {1, 0};
+            int64_t n_copies = -7;
+            pkv_prefix_hit hits[] = {{0}, hit};
+            expect_ok(pkv_seqs_reserve(w.seqs, pair, tokens, hits, 2, 0, NULL, 0, &n_copies, &err),
+                      &err);
+            expect_ok(pkv_seqs_release(w.seqs, &err), &err);
+        }
+        seq_world_check(&w);
+        seq_world_free(&w);
+    }
+}
+
+/* A reservation that evicts makes a hit stale when it is committed, and not if it is released. */
+static void test_stale_by_a_reservation(void **state)
+{
+    (void)state;
+    for (int committed = 0; committed < 2; committed++) {
+        seq_world w;
+        pkv_error err;
+        make_world(&w, 6, 1);
+        seq_model     *m = grown(&w, 0, 3 * S), *empty = seq_open(&w, 0, 0), *one = grown(&w, 1, 1);
+        const pkv_seq  pair[] = {one->handle, empty->handle};
+        int32_t        pages[4], taken[3], none[] = {0, 0};
+        int64_t        n_copies = -7;
+        pkv_prefix_hit before, inside, hits[2] = {{0}};
+        seq_publish(&w, m, 3 * S);
+        seq_close(&w, m);
+        expect_ok(pkv_prefix_find(w.index, 0, m->token, 3 * S + 1, pages, 4, &before, &err), &err);
+        expect_ok(pkv_pool_reserve(w.pool, &err), &err);
+        expect_ok(pkv_pool_alloc(w.pool, 3, -1, 0, taken, &err), &err);
+        expect_ok(pkv_prefix_find(w.index, 0, m->token, 3 * S + 1, pages, 4, &inside, &err), &err);
+        assert_true(before.n_pages == 3 && inside.n_pages == 2);
+        assert_true(before.stamp == inside.stamp);
+        expect_ok(committed ? pkv_pool_commit(w.pool, &err) : pkv_pool_release(w.pool, &err), &err);
+        for (int k = 0; k < 2; k++) {
+            hits[1] = k == 0 ? before : inside;
+            const pkv_status status = pkv_seqs_reserve(w.seqs, pair, none, hits, 2, 0, NULL, 0,
+                                                       &n_copies, &err);
+            if (committed) {
+                expect_error(status, &err, PKV_E_STATE, NONE, 1);
+            } else {
+                expect_ok(status, &err);
+                expect_ok(pkv_seqs_release(w.seqs, &err), &err);
+            }
+        }
+        if (committed) {
+            expect_ok(pkv_pool_free(w.pool, taken, 3, &err), &err);
+        }
+        seq_world_free(&w);
+    }
 }
 
 /* ---- publishing -------------------------------------------------------------------- */
@@ -273,6 +393,8 @@ int main(void)
         cmocka_unit_test(test_sequences_of_a_step),
         cmocka_unit_test(test_prefixes),
         cmocka_unit_test(test_stride_of_one_group),
+        cmocka_unit_test(test_stale_hits),
+        cmocka_unit_test(test_stale_by_a_reservation),
         cmocka_unit_test(test_publish),
         cmocka_unit_test(test_other_tokens),
     };

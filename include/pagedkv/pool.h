@@ -135,7 +135,8 @@ PKV_API void pkv_pool_destroy(pkv_pool *pool);
  * PKV_E_NO_PAGES if blank and cached pages together are fewer than n
  * (err->value; err->limit: n).  After a failure nothing has changed.
  * Cost: about 3 ns a page in runs; to find a run, some 50 ns, and more where
- * blank pages are scattered.
+ * blank pages are scattered.  A page that is evicted costs some 10 ns, also where
+ * they lie in a random order among a million.
  */
 PKV_API pkv_status pkv_pool_alloc(pkv_pool *pool, int64_t n, int32_t after, int64_t room,
                                   int32_t *pages, pkv_error *err);
@@ -147,6 +148,8 @@ PKV_API pkv_status pkv_pool_alloc(pkv_pool *pool, int64_t n, int32_t after, int6
  * page that is none, and PKV_E_STATE with the index of a blank one or of one
  * that n more owners would bring above 2^31 - 1.  After a failure nothing has
  * changed.
+ * Cost: some 3 ns a page, 5 for a cached one; in a random order among a million,
+ * where each waits for memory twice, up to 80.
  */
 PKV_API pkv_status pkv_pool_share(pkv_pool *pool, const int32_t *pages, int64_t n, pkv_error *err);
 
@@ -159,6 +162,8 @@ PKV_API pkv_status pkv_pool_share(pkv_pool *pool, const int32_t *pages, int64_t 
  * Returns PKV_OK; PKV_E_INVALID; PKV_E_RANGE with rule PAGE and the index of a
  * page that is none; PKV_E_STATE with the index of a page that has no owner
  * (left), or inside a reservation.  After a failure nothing has changed.
+ * Cost: some 3 ns a page that has owners left, 5 to 15 for one that has none; in a
+ * random order among a million up to 200.
  */
 PKV_API pkv_status pkv_pool_free(pkv_pool *pool, const int32_t *pages, int64_t n, pkv_error *err);
 
@@ -169,7 +174,8 @@ PKV_API pkv_status pkv_pool_free(pkv_pool *pool, const int32_t *pages, int64_t n
  * (pagedkv/sequences.h), and an owner of one's own pins it: only pages without
  * an owner are evicted.
  *
- * Returns as pkv_pool_free().
+ * Returns as pkv_pool_free().  Cost: some 2 ns a page; in a random order among a
+ * million some 50.
  */
 PKV_API pkv_status pkv_pool_keep(pkv_pool *pool, const int32_t *pages, int64_t n, int32_t keep,
                                  pkv_error *err);
@@ -177,7 +183,8 @@ PKV_API pkv_status pkv_pool_keep(pkv_pool *pool, const int32_t *pages, int64_t n
 /*
  * pkv_pool_forget() - cached pages become blank: their content is of no use any
  * more.  PKV_E_STATE with the index of a page that is not cached, or named
- * before, or inside a reservation.  Else as pkv_pool_free().
+ * before, or inside a reservation.  Else as pkv_pool_free().  Cost: some 7 ns a
+ * page; in a random order among a million some 100.
  */
 PKV_API pkv_status pkv_pool_forget(pkv_pool *pool, const int32_t *pages, int64_t n, pkv_error *err);
 

@@ -92,10 +92,18 @@ typedef struct pkv_prefix_counts {
     int64_t n_events_lost;   /* that found no room; 0 without a log */
 } pkv_prefix_counts;
 
+/* The beginning of a prompt that pkv_prefix_find() found, as pkv_seqs_reserve() takes it. */
+typedef struct pkv_prefix_hit {
+    const int32_t *pages;  /* [G, stride]; -1: none (a window has passed it) */
+    int64_t        stride; /* >= n_pages */
+    int64_t        n_pages;
+    int64_t        stamp;  /* of the pool, when it was found */
+} pkv_prefix_hit;
+
 /*
  * pkv_prefix_bytes(), pkv_prefix_init(), pkv_prefix_create(),
  * pkv_prefix_destroy() - as their namesakes of the pool.  For each page of the
- * pool 4 * S + 40 to 48 bytes (S rounded up to 2), for each event 40, and up to
+ * pool 4 * S + 48 to 56 bytes (S rounded up to 2), for each event 40, and up to
  * 1000 whatever their number.
  *
  * PKV_E_INVALID too for a number out of range, a hash that is NULL, or a first
@@ -123,20 +131,28 @@ PKV_API void pkv_prefix_destroy(pkv_prefix *prefix);
  *              hit.  -1 in a group with a window: no token from the hit's end on
  *              reads that page, and it is not needed.
  * max_pages    Most pages of the hit, >= 0.
- * n_pages_out  Receives how many pages it has, the same in all groups.
+ * out          Receives the hit: `pages`, max_pages as their stride, how many it
+ *              has (the same in all groups) and the stamp.
  *
  * A hit has whole pages and at most n_tokens - 1 tokens: the last token's page
  * is always computed, into a page of the sequence's own.
- * The pages are not the caller's yet: hand them to pkv_seqs_reserve(), or share
- * them (pkv_pool_share()), before anything is allocated or freed.
+ * The pages are not the caller's yet.  Hand them to pkv_seqs_reserve(), which
+ * refuses them if any page of the pool has lost a content since: the stamp counts
+ * these.  Or share them (pkv_pool_share()) before anything is allocated or
+ * forgotten.
+ * Inside a reservation pages that it took are not found.  What is found stays good
+ * if it is released; if it is committed and took any cached page, the stamp is out
+ * of date.
  *
  * Returns PKV_OK; PKV_E_INVALID.
  * Cost: one pass over the tokens, hash before lookup; 30 ns for a page of 16
  * tokens whose entry is in the processor's cache, some 100 ns where it is not.
+ * Each group more: what its pages cost to look up.  How many pages are equal, and
+ * which of a window's are missing, does not matter.
  */
 PKV_API pkv_status pkv_prefix_find(pkv_prefix *prefix, uint64_t salt, const int32_t *tokens,
                                    int64_t n_tokens, int32_t *pages, int64_t max_pages,
-                                   int64_t *n_pages_out, pkv_error *err);
+                                   pkv_prefix_hit *out, pkv_error *err);
 
 /*
  * pkv_prefix_publish() - from now on these pages can be found.  Call it when they
@@ -151,8 +167,8 @@ PKV_API pkv_status pkv_prefix_find(pkv_prefix *prefix, uint64_t salt, const int3
  *         (pkv_pool_keep()).
  *
  * A page that is published with this content already stays so.  Where another
- * page has the same content, both are found, one at a time: nobody's table
- * changes.
+ * page has the same content, one of them is found, and while any of them is left:
+ * nobody's table changes.
  *
  * Returns PKV_OK; PKV_E_INVALID; PKV_E_RANGE with rule PAGE and the index of a
  * page that is none (-1: `behind`); PKV_E_STATE with the index of a page that has
@@ -166,9 +182,15 @@ PKV_API pkv_status pkv_prefix_publish(pkv_prefix *prefix, int32_t group, uint64_
 
 /*
  * pkv_prefix_clear() - no page can be found any more (new weights): cached ones
- * become blank, used ones are not kept any longer.  Close the sequences before
- * that hold what is not to be found again: one that has published nothing yet
- * still can.  PKV_E_STATE inside a reservation.  Cost: a pass over all pages.
+ * become blank, used ones are not kept any longer.
+ *
+ * A sequence that has published something publishes no more: pkv_seq_publish()
+ * returns PKV_E_STATE.  But one whose n_published is 0 still can, and what it holds
+ * was written before: one that never published, one that was trimmed to less than
+ * a page, a fork that is so short.  So close all of these first.
+ *
+ * Returns PKV_OK; PKV_E_INVALID; PKV_E_STATE inside a reservation.  Cost: a pass
+ * over all pages.
  */
 PKV_API pkv_status pkv_prefix_clear(pkv_prefix *prefix, pkv_error *err);
 
@@ -198,13 +220,17 @@ PKV_API pkv_status pkv_prefix_events(pkv_prefix *prefix, pkv_prefix_event *event
 PKV_API pkv_status pkv_prefix_page(pkv_prefix *prefix, int32_t page, pkv_prefix_event *out,
                                    pkv_error *err);
 
-/* pkv_prefix_stats() - counts; the caller sets out->struct_size before. */
+/*
+ * pkv_prefix_stats() - counts; the caller sets out->struct_size before.
+ *
+ * Returns PKV_OK; PKV_E_INVALID; PKV_E_UNSUPPORTED for struct_size.
+ */
 PKV_API pkv_status pkv_prefix_stats(pkv_prefix *prefix, pkv_prefix_counts *out, pkv_error *err);
 
 /*
  * pkv_prefix_check() - proves that the index and the pool agree: every page that
- * can be found is kept, is in its place by hash, and holds a content of its own
- * id.  PKV_OK; PKV_E_INVALID; PKV_E_CORRUPT with err->what and err->index (the
+ * can be found is kept, is in its place by hash and among its equals, and holds a
+ * content of its own id.  PKV_OK; PKV_E_INVALID; PKV_E_CORRUPT with err->what and err->index (the
  * page, or -1).  Cost: a pass over all pages; for tests.
  */
 PKV_API pkv_status pkv_prefix_check(pkv_prefix *prefix, pkv_error *err);

@@ -169,10 +169,11 @@ AT(pkv_page_copy, dst, 4);
 AT(pkv_page_copy, n_tokens, 8);
 AT(pkv_page_copy, group, 12);
 
-SIZE(pkv_seq_prefix, 24);
-AT(pkv_seq_prefix, pages, 0);
-AT(pkv_seq_prefix, stride, 8);
-AT(pkv_seq_prefix, n_pages, 16);
+SIZE(pkv_prefix_hit, 32);
+AT(pkv_prefix_hit, pages, 0);
+AT(pkv_prefix_hit, stride, 8);
+AT(pkv_prefix_hit, n_pages, 16);
+AT(pkv_prefix_hit, stamp, 24);
 
 SIZE(pkv_seq_state, 64);
 AT(pkv_seq_state, struct_size, 0);

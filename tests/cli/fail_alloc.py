@@ -46,6 +46,11 @@ class FailAlloc(unittest.TestCase):
         self.fail_each(True, ["replay", os.path.join(DATA, "azure_small.csv"),
                               "--max-requests", "2", *SMALL], 20)
 
+    def test_replay_with_reuse(self):
+        self.fail_each(True, ["replay", os.path.join(DATA, "mooncake_small.jsonl"),
+                              "--max-requests", "2", "--prefix-cache", "on",
+                              "--preempt", "recompute", *SMALL], 20)
+
     def test_replay_mooncake(self):
         self.fail_each(True, ["replay", os.path.join(DATA, "mooncake_small.jsonl"),
                               "--max-requests", "1", *SMALL], 20)

@@ -24,11 +24,11 @@ pkv_status __wrap_pkv_plan(const pkv_batch *batch, int64_t max_slice_tokens, pkv
                            int64_t *n_tokens_out, pkv_error *err);
 
 pkv_status __real_pkv_seqs_reserve(pkv_seqs *seqs, const pkv_seq *seqs_of_step,
-                                   const int32_t *n_tokens, const pkv_seq_prefix *prefixes,
+                                   const int32_t *n_tokens, const pkv_prefix_hit *prefixes,
                                    int64_t n, int64_t room, pkv_page_copy *copies,
                                    int64_t max_copies, int64_t *n_copies_out, pkv_error *err);
 pkv_status __wrap_pkv_seqs_reserve(pkv_seqs *seqs, const pkv_seq *seqs_of_step,
-                                   const int32_t *n_tokens, const pkv_seq_prefix *prefixes,
+                                   const int32_t *n_tokens, const pkv_prefix_hit *prefixes,
                                    int64_t n, int64_t room, pkv_page_copy *copies,
                                    int64_t max_copies, int64_t *n_copies_out, pkv_error *err);
 pkv_status __real_pkv_seq_close(pkv_seqs *seqs, pkv_seq seq, pkv_error *err);
@@ -36,10 +36,10 @@ pkv_status __wrap_pkv_seq_close(pkv_seqs *seqs, pkv_seq seq, pkv_error *err);
 
 pkv_status __real_pkv_prefix_find(pkv_prefix *prefix, uint64_t salt, const int32_t *tokens,
                                   int64_t n_tokens, int32_t *pages, int64_t max_pages,
-                                  int64_t *n_pages_out, pkv_error *err);
+                                  pkv_prefix_hit *out, pkv_error *err);
 pkv_status __wrap_pkv_prefix_find(pkv_prefix *prefix, uint64_t salt, const int32_t *tokens,
                                   int64_t n_tokens, int32_t *pages, int64_t max_pages,
-                                  int64_t *n_pages_out, pkv_error *err);
+                                  pkv_prefix_hit *out, pkv_error *err);
 
 /* Number of the update call that comes next. */
 static int64_t next_call;
@@ -219,7 +219,7 @@ pkv_status __wrap_pkv_plan(const pkv_batch *batch, int64_t max_slice_tokens, pkv
 
 /* No pages at all; or, as the first of each sequence, one that is in use or none. */
 pkv_status __wrap_pkv_seqs_reserve(pkv_seqs *seqs, const pkv_seq *seqs_of_step,
-                                   const int32_t *n_tokens, const pkv_seq_prefix *prefixes,
+                                   const int32_t *n_tokens, const pkv_prefix_hit *prefixes,
                                    int64_t n, int64_t room, pkv_page_copy *copies,
                                    int64_t max_copies, int64_t *n_copies_out, pkv_error *err)
 {
@@ -245,25 +245,25 @@ pkv_status __wrap_pkv_seqs_reserve(pkv_seqs *seqs, const pkv_seq *seqs_of_step,
 /* A hit that is too long, begins with another prompt's page, or with one that is not written. */
 pkv_status __wrap_pkv_prefix_find(pkv_prefix *prefix, uint64_t salt, const int32_t *tokens,
                                   int64_t n_tokens, int32_t *pages, int64_t max_pages,
-                                  int64_t *n_pages_out, pkv_error *err)
+                                  pkv_prefix_hit *out, pkv_error *err)
 {
     const int64_t    n_asked = is_fault("hit-long", NULL) ? n_tokens + 1 : n_tokens;
     const int64_t    n_pages = max_pages < n_asked ? max_pages : n_asked;
     pkv_prefix_event event;
     pkv_status       status = __real_pkv_prefix_find(prefix, salt, tokens, n_asked, pages, n_pages,
-                                                     n_pages_out, err);
+                                                     out, err);
     const bool is_other = is_fault("hit-other", NULL) && n_tokens > 64;
     for (int32_t page = 0; status == PKV_OK && is_other; page++) {
         if (pkv_prefix_page(prefix, page, &event, NULL) != PKV_OK) {
             break;
         }
-        if (event.id != 0 && event.is_first != 0 && (*n_pages_out == 0 || page != pages[0])) {
+        if (event.id != 0 && event.is_first != 0 && (out->n_pages == 0 || page != pages[0])) {
             pages[0] = page;
-            *n_pages_out = *n_pages_out > 0 ? *n_pages_out : 1;
+            out->n_pages = out->n_pages > 0 ? out->n_pages : 1;
             break;
         }
     }
-    if (status == PKV_OK && is_fault("hit-unwritten", NULL) && *n_pages_out > 1) {
+    if (status == PKV_OK && is_fault("hit-unwritten", NULL) && out->n_pages > 1) {
         pages[0] = pages[1];
     }
     return status;
