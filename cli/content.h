@@ -44,6 +44,15 @@ void content_fill(const content_shape *shape, uint64_t key, int64_t position, in
  */
 void content_stamp(const content_shape *shape, int64_t position, int stamp, unsigned char *row);
 
+/*
+ * The same where the cache has another element type: the numbers of one head vector
+ * of the row (K0, V0, K1, ...), in [-4, 4) and with so few bits that they are exact
+ * in an element type of `bits` significant ones.  One of them, which follows from the
+ * position, is the stamp's: it survives every format.
+ */
+void content_numbers(uint64_t key, int64_t position, int64_t layer, int64_t vector, int stamp,
+                     int bits, float *numbers, int64_t n);
+
 /* Is every byte of the range poison? */
 bool content_is_poison(const unsigned char *bytes, size_t n_bytes);
 

@@ -23,12 +23,16 @@ typedef struct engine {
     replay_result        *result;
     prompts               prompts;
     schedule              schedule;
-    content_shape         shape;
+    content_shape         shape;        /* of the cache */
+    int64_t               source_row_bytes;
+    bool                  converts;     /* new K/V and cache differ in their element types */
     int64_t               longest_pages; /* pages of the longest request, at least 1 */
     int64_t               layer_bytes;  /* of one layer's cache */
     int64_t               source_bytes; /* of one layer's new K/V */
     pkv_memory            cache_memory;
     pkv_memory            source_memory;
+    unsigned char        *scales;  /* [num_layers, K and V, slots, heads] floats; NULL: none */
+    float                 given_scale;
     pkv_cache            *caches;  /* [num_layers] */
     pkv_new_kv           *sources; /* [num_layers] */
     int32_t              *columns[N_WAYS]; /* [3, slices_capacity] */
@@ -36,7 +40,8 @@ typedef struct engine {
     int64_t               slices_capacity;
     step_token           *tokens;  /* [max_num_batched_tokens] */
     unsigned char        *stamps;  /* [slots] stamp that each slot must carry */
-    unsigned char        *scratch; /* [threads, row_bytes] */
+    unsigned char        *scratch; /* [threads, scratch_bytes] */
+    int64_t               scratch_bytes; /* a row, its scales, and the numbers of a vector */
     int64_t               step;
     bool                  reported; /* the first difference was printed */
 } engine;
@@ -48,6 +53,22 @@ typedef struct engine {
 unsigned char *engine_cache_slot(const engine *e, int64_t layer, int64_t slot);
 unsigned char *engine_source_row(const engine *e, int64_t layer, int64_t row);
 int64_t        engine_row_slot(const engine *e, int64_t row, int64_t position);
+
+/* The scales of a slot, one a head, for K (plane 0) or V, where the cache has computed ones. */
+unsigned char *engine_slot_scales(const engine *e, int64_t layer, int plane, int64_t slot);
+int64_t        engine_scales_bytes(const engine *e); /* of one plane of one slot */
+
+/*
+ * The new K/V of one token with its stamp, and what the cache must then hold of it:
+ * in scratch, its row and behind that its scales of K, then of V.
+ */
+void engine_fill_source(const engine *e, const step_token *token, int64_t layer, int stamp,
+                        unsigned char *row, unsigned char *scratch);
+void engine_expect(const engine *e, uint64_t key, int64_t position, int64_t layer, int stamp,
+                   unsigned char *scratch);
+
+/* The calling thread's own. */
+unsigned char *engine_scratch(const engine *e);
 
 /* Sizes and allocates everything; an exit status.  engine_tear_down() in any case. */
 int  engine_set_up(engine *e);

@@ -36,6 +36,43 @@ static void report_token(engine *e, const place *at, int64_t layer, const unsign
     }
 }
 
+/* The same for a computed scale. */
+static void report_scale(engine *e, const place *at, int64_t layer, int plane)
+{
+#ifdef _OPENMP
+#pragma omp critical
+#endif
+    if (!e->reported) {
+        cli_fail(CLI_DIFFERENCE,
+                 "request %" PRId64 ", token %" PRId64 ", slot %" PRId64 ", layer %" PRId64
+                 ": a scale of %s is not that of its numbers",
+                 at->request, at->position, at->slot, layer, plane == 0 ? "K" : "V");
+        e->reported = true;
+    }
+}
+
+/* Poison of scales: 1 if a byte is none. */
+static int64_t count_stray_scales(engine *e, int64_t layer, int64_t slot, int64_t n_slots)
+{
+    const int64_t bytes = engine_scales_bytes(e) * n_slots;
+    bool          stray = false;
+    for (int plane = 0; plane < 2 && bytes > 0; plane++) {
+        stray = stray || !content_is_poison(engine_slot_scales(e, layer, plane, slot),
+                                            (size_t)bytes);
+    }
+#ifdef _OPENMP
+#pragma omp critical
+#endif
+    if (stray && !e->reported) {
+        cli_fail(CLI_DIFFERENCE,
+                 "stray write: step %" PRId64 ", slots %" PRId64 " to %" PRId64 ", layer %" PRId64
+                 ": a scale that belongs to no token",
+                 e->step, slot, slot + n_slots - 1, layer);
+        e->reported = true;
+    }
+    return stray;
+}
+
 /* The same for a byte that is not poison, wherever it lies in the cache's memory. */
 static void report_stray(engine *e, const unsigned char *at)
 {
@@ -78,6 +115,7 @@ static int64_t count_stray_slot(engine *e, int64_t slot)
     int64_t strays = 0;
     for (int64_t layer = 0; layer < e->o->num_layers; layer++) {
         strays += count_stray(e, engine_cache_slot(e, layer, slot), e->shape.row_bytes);
+        strays += count_stray_scales(e, layer, slot, 1);
     }
     return strays;
 }
@@ -122,29 +160,36 @@ void engine_check_counts(engine *e)
     check_count(e, "merged", e->counts[WAY_MERGED], merged);
 }
 
-static bool token_matches(engine *e, const place *at, unsigned char *scratch)
+/* Are the computed scales of the token those that stand behind the expected row? */
+static bool scales_match(engine *e, const place *at, int64_t layer, const unsigned char *scratch)
 {
-    const uint64_t key = prompts_key(&e->prompts, at->request, at->position);
-    for (int64_t layer = 0; layer < e->o->num_layers; layer++) {
-        content_fill(&e->shape, key, at->position, layer, scratch);
-        content_stamp(&e->shape, at->position, e->stamps[at->slot], scratch);
-        if (memcmp(scratch, engine_cache_slot(e, layer, at->slot), (size_t)e->shape.row_bytes) !=
-            0) {
-            report_token(e, at, layer, scratch);
+    const int64_t bytes = engine_scales_bytes(e);
+    for (int plane = 0; plane < 2 && bytes > 0; plane++) {
+        const unsigned char *found = engine_slot_scales(e, layer, plane, at->slot);
+        const unsigned char *expected = scratch + e->shape.row_bytes + plane * bytes;
+        if (memcmp(found, expected, (size_t)bytes) != 0) {
+            report_scale(e, at, layer, plane);
             return false;
         }
     }
     return true;
 }
 
-/* The calling thread's row to make content in. */
-static unsigned char *scratch_row(const engine *e)
+static bool token_matches(engine *e, const place *at, unsigned char *scratch)
 {
-#ifdef _OPENMP
-    return e->scratch + omp_get_thread_num() * e->shape.row_bytes;
-#else
-    return e->scratch;
-#endif
+    const uint64_t key = prompts_key(&e->prompts, at->request, at->position);
+    for (int64_t layer = 0; layer < e->o->num_layers; layer++) {
+        engine_expect(e, key, at->position, layer, e->stamps[at->slot], scratch);
+        if (memcmp(scratch, engine_cache_slot(e, layer, at->slot), (size_t)e->shape.row_bytes) !=
+            0) {
+            report_token(e, at, layer, scratch);
+            return false;
+        }
+        if (!scales_match(e, at, layer, scratch)) {
+            return false;
+        }
+    }
+    return true;
 }
 
 /* Slots of the row's pages that no token was written to still hold poison. */
@@ -167,7 +212,7 @@ int64_t engine_verify_row(engine *e, int64_t row)
 #endif
     for (int64_t position = 0; position < n_tokens; position++) {
         const place at = {e->schedule.request[row], position, engine_row_slot(e, row, position)};
-        mismatched += token_matches(e, &at, scratch_row(e)) ? 0 : 1;
+        mismatched += token_matches(e, &at, engine_scratch(e)) ? 0 : 1;
     }
     e->result->mismatched_tokens += mismatched;
     e->result->poison_errors += count_stray_rest(e, row, n_tokens);
@@ -180,6 +225,10 @@ static void poison_page(const engine *e, int32_t page)
     for (int64_t layer = 0; layer < e->o->num_layers; layer++) {
         memset(engine_cache_slot(e, layer, page * e->o->page_size), CONTENT_POISON,
                (size_t)page_bytes);
+        for (int plane = 0; plane < 2 && e->scales != NULL; plane++) {
+            memset(engine_slot_scales(e, layer, plane, page * e->o->page_size), CONTENT_POISON,
+                   (size_t)(engine_scales_bytes(e) * e->o->page_size));
+        }
     }
 }
 
@@ -201,7 +250,7 @@ static int64_t count_wrong(engine *e, int32_t page, const ledger_note *note)
     int64_t       wrong = 0;
     for (int64_t i = 0; i < S; i++) {
         const place at = {note->request, note->index * S + i, page * S + i};
-        wrong += token_matches(e, &at, scratch_row(e)) ? 0 : 1;
+        wrong += token_matches(e, &at, engine_scratch(e)) ? 0 : 1;
     }
     return wrong;
 }
@@ -239,8 +288,9 @@ void engine_check_rest(engine *e)
             continue;
         }
         for (int64_t layer = 0; layer < e->o->num_layers; layer++) {
-            strays += count_stray(e, engine_cache_slot(e, layer, page * e->o->page_size),
-                                  page_bytes);
+            const int64_t slot = page * e->o->page_size;
+            strays += count_stray(e, engine_cache_slot(e, layer, slot), page_bytes);
+            strays += count_stray_scales(e, layer, slot, e->o->page_size);
         }
     }
     e->result->poison_errors += strays;

@@ -2,6 +2,7 @@
 #include "engine.h"
 #include "hugepages.h"
 #include "limit.h"
+#include "quant.h"
 
 #include <inttypes.h>
 #include <stdlib.h>
@@ -16,7 +17,7 @@ unsigned char *engine_cache_slot(const engine *e, int64_t layer, int64_t slot)
 unsigned char *engine_source_row(const engine *e, int64_t layer, int64_t row)
 {
     return (unsigned char *)e->source_memory.data + layer * e->source_bytes +
-           row * e->shape.row_bytes;
+           row * e->source_row_bytes;
 }
 
 int64_t engine_row_slot(const engine *e, int64_t row, int64_t position)
@@ -31,16 +32,32 @@ enum { POOL_PAGE_BYTES = 58 }; /* most that the pool takes for a page */
 static int size_shape(engine *e)
 {
     const replay_options *o = e->o;
-    pkv_new_kv            row;
-    if (pkv_new_kv_combined(&row, sizeof row, NULL, 1, o->num_kv_heads, o->head_dim, o->dtype) !=
-        PKV_OK) {
-        return cli_fail(CLI_USAGE, "%" PRId64 " heads of %" PRId64 " %s make no whole row",
-                        o->num_kv_heads, o->head_dim, pkv_dtype_name(o->dtype));
+    const pkv_dtype       dtypes[2] = {o->dtype, o->cache_dtype};
+    pkv_new_kv            rows[2];
+    for (int i = 0; i < 2; i++) {
+        if (pkv_new_kv_combined(&rows[i], sizeof rows[i], NULL, 1, o->num_kv_heads, o->head_dim,
+                                dtypes[i]) != PKV_OK) {
+            return cli_fail(CLI_USAGE, "%" PRId64 " heads of %" PRId64 " %s make no whole row",
+                            o->num_kv_heads, o->head_dim, pkv_dtype_name(dtypes[i]));
+        }
     }
+    const pkv_new_kv row = rows[1];
+    e->converts = o->dtype != o->cache_dtype;
+    e->source_row_bytes = rows[0].k.token_stride_bytes;
     e->shape = (content_shape){.n_heads = o->num_kv_heads,
                                .row_bytes = row.k.token_stride_bytes,
                                .head_bytes = row.k.head_stride_bytes / 2};
+    e->scratch_bytes = (e->shape.row_bytes + 7) / 8 * 8 +
+                       (2 * o->num_kv_heads + o->head_dim) * (int64_t)sizeof(float);
+    e->given_scale = quant_given_scale();
     return CLI_OK;
+}
+
+/* Bytes of computed scales for a token in one layer. */
+static int64_t token_scales_bytes(const engine *e)
+{
+    bool computed = e->converts && quant_scales_kind(e->o->cache_dtype) == PKV_SCALES_TOKEN_HEAD;
+    return computed ? 2 * e->o->num_kv_heads * (int64_t)sizeof(float) : 0;
 }
 
 /*
@@ -130,7 +147,8 @@ static bool add_tables(const engine *e, int64_t *sum_bytes)
            add_bytes(sum_bytes, e->slices_capacity + 1,
                      N_WAYS * (3 * sizeof(int32_t) + sizeof(int64_t))) &&
            add_bytes(sum_bytes, o->num_layers, sizeof *e->caches + sizeof *e->sources) &&
-           add_bytes(sum_bytes, o->threads, e->shape.row_bytes);
+           add_bytes(sum_bytes, slots, token_scales_bytes(e) * o->num_layers) &&
+           add_bytes(sum_bytes, o->threads, e->scratch_bytes);
 }
 
 /* All that will be allocated, within half of the memory. */
@@ -144,7 +162,7 @@ static int size_memory(engine *e)
     e->slices_capacity = pkv_padded_num_slices(o->max_num_reqs, bucket, o->page_size);
     bool fits = !__builtin_mul_overflow(num_pages, o->page_size, &slots) && slots <= INT32_MAX &&
                 add_bytes(&e->layer_bytes, slots, e->shape.row_bytes) &&
-                add_bytes(&e->source_bytes, o->max_num_batched_tokens, e->shape.row_bytes) &&
+                add_bytes(&e->source_bytes, o->max_num_batched_tokens, e->source_row_bytes) &&
                 add_bytes(&caches, o->num_layers, e->layer_bytes) &&
                 add_bytes(&sources, o->num_layers, e->source_bytes) && add_tables(e, &tables) &&
                 add_bytes(&all, 1, caches) && add_bytes(&all, 1, sources) &&
@@ -197,10 +215,35 @@ static int allocate_arrays(engine *e)
     e->sources = calloc((size_t)o->num_layers, sizeof *e->sources);
     e->tokens = calloc((size_t)o->max_num_batched_tokens, sizeof *e->tokens);
     e->stamps = calloc((size_t)slots, sizeof *e->stamps);
-    e->scratch = calloc((size_t)o->threads, (size_t)e->shape.row_bytes);
+    e->scratch = calloc((size_t)o->threads, (size_t)e->scratch_bytes);
+    if (token_scales_bytes(e) > 0) {
+        const size_t bytes = (size_t)(slots * token_scales_bytes(e) * o->num_layers);
+        e->scales = malloc(bytes);
+        ok = ok && e->scales != NULL;
+        if (e->scales != NULL) {
+            memset(e->scales, CONTENT_POISON, bytes);
+        }
+    }
     ok = ok && e->caches != NULL && e->sources != NULL && e->tokens != NULL && e->stamps != NULL &&
          e->scratch != NULL && (o->series_path == NULL || series_init(&e->result->series));
     return ok ? CLI_OK : cli_no_memory("the replay");
+}
+
+/* The scales of a cache that quantises. */
+static void set_scales(const engine *e, int64_t layer)
+{
+    pkv_scales   *of_plane[2] = {&e->caches[layer].k_scales, &e->caches[layer].v_scales};
+    const int32_t kind = e->converts ? quant_scales_kind(e->o->cache_dtype) : PKV_SCALES_NONE;
+    const int64_t token_bytes = engine_scales_bytes(e);
+    for (int plane = 0; plane < 2 && kind != PKV_SCALES_NONE; plane++) {
+        *of_plane[plane] = (pkv_scales){
+            .data = (void *)(uintptr_t)&e->given_scale, .kind = kind,
+            .page_stride_bytes = e->o->page_size * token_bytes,
+            .token_stride_bytes = token_bytes, .head_stride_bytes = sizeof(float)};
+        if (kind == PKV_SCALES_TOKEN_HEAD) {
+            of_plane[plane]->data = engine_slot_scales(e, layer, plane, 0);
+        }
+    }
 }
 
 static int make_views(engine *e)
@@ -216,6 +259,7 @@ static int make_views(engine *e)
                                          engine_source_row(e, layer, 0), o->max_num_batched_tokens,
                                          o->num_kv_heads, o->head_dim, o->dtype);
         }
+        set_scales(e, layer);
         if (status != PKV_OK) {
             return cli_fail(CLI_USAGE, "no cache of this shape: %s", pkv_status_name(status));
         }
@@ -281,6 +325,7 @@ void engine_tear_down(engine *e)
     free(e->tokens);
     free(e->stamps);
     free(e->scratch);
+    free(e->scales);
     schedule_free(&e->schedule);
     prompts_free(&e->prompts);
     pkv_memory_free(&e->cache_memory);

@@ -124,15 +124,38 @@ static json_t *isas_to_json(bool usable_only)
     return array;
 }
 
+/* For each element type those to which it is converted. */
+static json_t *conversions_to_json(void)
+{
+    json_t     *object = json_object();
+    const char *from, *to;
+
+    for (pkv_dtype f = 1; object != NULL && (from = pkv_dtype_name(f)) != NULL; f++) {
+        json_t *array = json_array();
+        for (pkv_dtype t = 1; (to = pkv_dtype_name(t)) != NULL; t++) {
+            if (pkv_converts(f, t) && json_array_append_new(array, json_string(to)) != 0) {
+                json_decref(array);
+                array = NULL;
+            }
+        }
+        if (json_object_set_new(object, from, array) != 0) {
+            json_decref(object);
+            object = NULL;
+        }
+    }
+    return object;
+}
+
 static json_t *to_json(const info_report *info)
 {
     const bench_machine *machine = &info->machine;
 
-    return json_pack("{s:s, s:o, s:o, s:s, s:i, s:s, s:I, s:I, s:I, s:s, s:f, s:f, s:n}",
+    return json_pack("{s:s, s:o, s:o, s:s, s:o, s:i, s:s, s:I, s:I, s:I, s:s, s:f, s:f, s:n}",
                      "version", pkv_version_string(),
                      "isa_built", isas_to_json(false),
                      "isa_usable", isas_to_json(true),
                      "isa", pkv_isa_current(),
+                     "conversions", conversions_to_json(),
                      "threads", info->threads,
                      "cpu", machine->cpu,
                      "cpus_online", (json_int_t)machine->n_online,

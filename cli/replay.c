@@ -36,7 +36,9 @@ static int print_help(void)
         "  --num-kv-heads N                (8)        --head-dim N  (128)\n"
         "  --num-layers N                  (1)\n"
         "  --dtype NAME                    f32 f16 bf16 fp8_e4m3 fp8_e5m2 int8 int4 (bf16)\n"
-        "  --cache-dtype NAME              auto: as --dtype\n"
+        "  --cache-dtype NAME              auto: as --dtype; or f32, f16 and bf16 are converted,\n"
+        "                                  to int8 and int4 with a scale a token and head, to\n"
+        "                                  fp8 with one scale\n"
         "Step\n"
         "  --max-num-reqs N                most running requests (256)\n"
         "  --max-num-batched-tokens N      most tokens of a step (8192)\n"
@@ -226,9 +228,9 @@ static int check_dtypes(replay_options *o)
     if (o->cache_dtype == 0) {
         o->cache_dtype = o->dtype;
     }
-    if (o->cache_dtype != o->dtype) {
+    if (o->cache_dtype != o->dtype && o->dtype > PKV_DTYPE_BF16) {
         return cli_fail(CLI_USAGE,
-                        "--cache-dtype %s with --dtype %s: conversions are not in this release",
+                        "--cache-dtype %s with --dtype %s: only f32, f16 and bf16 are converted",
                         pkv_dtype_name(o->cache_dtype), pkv_dtype_name(o->dtype));
     }
     return CLI_OK;

@@ -19,8 +19,8 @@ static void list_tokens(engine *e)
     }
 }
 
-/* Makes the new K/V of the step (stamp 0), or changes the stamp that it carries. */
-static void make_source(const engine *e, bool fill, int stamp_change)
+/* Makes the new K/V of the step with a stamp, or changes the stamp that it carries. */
+static void make_source(const engine *e, bool fill, int stamp_before, int stamp)
 {
     const int64_t n = e->schedule.n_tokens;
     for (int64_t layer = 0; layer < e->o->num_layers; layer++) {
@@ -29,10 +29,14 @@ static void make_source(const engine *e, bool fill, int stamp_change)
 #endif
         for (int64_t t = 0; t < n; t++) {
             unsigned char *row = engine_source_row(e, layer, t);
+            if (e->converts) {
+                engine_fill_source(e, &e->tokens[t], layer, stamp, row, engine_scratch(e));
+                continue;
+            }
             if (fill) {
                 content_fill(&e->shape, e->tokens[t].key, e->tokens[t].position, layer, row);
             }
-            content_stamp(&e->shape, e->tokens[t].position, stamp_change, row);
+            content_stamp(&e->shape, e->tokens[t].position, stamp_before ^ stamp, row);
         }
     }
 }
@@ -153,7 +157,7 @@ static int write_step(engine *e)
     for (int i = 0; status == CLI_OK && i < N_WAYS; i++) {
         int way = (int)((e->step + i) % N_WAYS);
         if (e->o->verify) {
-            make_source(e, i == 0, stamp ^ (way + 1));
+            make_source(e, i == 0, stamp, way + 1);
             stamp = way + 1;
         }
         status = write_way(e, way, &ns[way]);

@@ -45,6 +45,7 @@ static const char *index_noun(int32_t rule)
     case PKV_RULE_TABLE:
     case PKV_RULE_LIMIT: return "request";
     case PKV_RULE_SLOT: return "token";
+    case PKV_RULE_SCALE: return "head";
     case PKV_RULE_NONE:                  /* a sequence of a step */
     case PKV_RULE_PAGE:                  /* a request or, of a pool, a place in a list */
     case PKV_RULE_CAPACITY: return "at"; /* a request or, of a slot mapping, a token */

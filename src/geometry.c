@@ -1,5 +1,6 @@
 /* Folding a cache and rows into lanes: see geometry.h. */
 #include "geometry.h"
+#include "scales.h"
 
 static pkv_status check_fit(const pkv_i_view *cache, const pkv_i_view *rows, pkv_error *err)
 {
@@ -12,11 +13,6 @@ static pkv_status check_fit(const pkv_i_view *cache, const pkv_i_view *rows, pkv
     if (cache->head_dim[0] != rows->head_dim[0] || cache->head_dim[1] != rows->head_dim[1]) {
         return pkv_i_fail(err, PKV_E_INVALID, "head_dim of cache and rows differ");
     }
-    if (cache->dtype != rows->dtype || cache->has_scales) {
-        return pkv_i_fail(err, PKV_E_UNSUPPORTED,
-                          "dtypes that differ and scales need conversions, which this release "
-                          "does not have");
-    }
     return PKV_OK;
 }
 
@@ -26,11 +22,13 @@ static bool ranges_meet(const pkv_i_plane *a, const pkv_i_plane *b)
     return a_at < b_at + (uint64_t)b->span_bytes && b_at < a_at + (uint64_t)a->span_bytes;
 }
 
-static bool views_meet(const pkv_i_view *a, const pkv_i_view *b)
+static bool views_meet(const pkv_i_view *cache, const pkv_i_view *rows)
 {
-    for (int i = 0; i < a->n_planes; i++) {
-        for (int j = 0; j < b->n_planes; j++) {
-            if (ranges_meet(&a->plane[i], &b->plane[j])) {
+    for (int i = 0; i < cache->n_planes; i++) {
+        const pkv_i_plane scales = pkv_i_scales_span(cache, i);
+        for (int j = 0; j < rows->n_planes; j++) {
+            if (ranges_meet(&cache->plane[i], &rows->plane[j]) ||
+                ranges_meet(&scales, &rows->plane[j])) {
                 return true;
             }
         }
@@ -89,20 +87,27 @@ static void fold_planes(pkv_i_geometry *g)
     }
 }
 
-pkv_status pkv_i_geometry_of(const pkv_i_view *cache, const pkv_i_view *rows, pkv_i_geometry *out,
-                             pkv_error *err)
+pkv_status pkv_i_geometry_check(const pkv_i_view *cache, const pkv_i_view *rows, pkv_error *err)
 {
     PKV_I_TRY(check_fit(cache, rows, err));
-    if (rows->page_size > 0 && views_meet(cache, rows)) {
-        return pkv_i_fail(err, PKV_E_INVALID, "the cache and the rows overlap in memory");
-    }
+    return rows->page_size > 0 && views_meet(cache, rows)
+               ? pkv_i_fail(err, PKV_E_INVALID, "the cache and the rows overlap in memory")
+               : PKV_OK;
+}
+
+void pkv_i_geometry_of(const pkv_i_view *cache, const pkv_i_view *rows, pkv_i_geometry *out)
+{
     out->n_lanes = cache->n_planes;
     out->page_size = cache->page_size;
     out->pages_adjacent = true;
+    out->converts = cache->dtype != rows->dtype;
     out->token_bytes = 0;
     for (int i = 0; i < cache->n_planes; i++) {
         fill_lane(cache, rows, i, &out->lane[i]);
         out->token_bytes += out->lane[i].head_bytes * cache->n_heads;
+    }
+    if (out->converts) {
+        return;
     }
     /* Interleaved by head first; then whole tokens; then V behind K in a token. */
     fold_planes(out);
@@ -120,5 +125,4 @@ pkv_status pkv_i_geometry_of(const pkv_i_view *cache, const pkv_i_view *rows, pk
                          page_bytes == l->cache_page_stride_bytes);
         out->pages_adjacent = out->pages_adjacent && adjacent;
     }
-    return PKV_OK;
 }

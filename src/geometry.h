@@ -26,17 +26,17 @@ typedef struct pkv_i_lane {
 
 typedef struct pkv_i_geometry {
     int32_t    n_lanes;
+    bool       converts;       /* element types differ: the lanes are not set */
     bool       pages_adjacent; /* the first slot of page p + 1 follows the last one of page p */
     int64_t    page_size;
-    int64_t    token_bytes; /* payload of one token */
+    int64_t    token_bytes; /* payload of one token: of the cache's side */
     pkv_i_lane lane[2];
 } pkv_i_geometry;
 
-/*
- * Checks that rows and cache fit together (shapes, dtypes, no overlap) and
- * fills *out.  Both views have passed their own checks.
- */
-pkv_status pkv_i_geometry_of(const pkv_i_view *cache, const pkv_i_view *rows, pkv_i_geometry *out,
-                             pkv_error *err);
+/* Do rows and cache fit together (shapes, no overlap)?  Both have passed their own checks. */
+pkv_status pkv_i_geometry_check(const pkv_i_view *cache, const pkv_i_view *rows, pkv_error *err);
+
+/* Fills *out for views that fit together. */
+void pkv_i_geometry_of(const pkv_i_view *cache, const pkv_i_view *rows, pkv_i_geometry *out);
 
 #endif

@@ -1,5 +1,6 @@
 /* Views: element types and the checks that make every later address safe. */
 #include "layout.h"
+#include "scales.h"
 
 #include <string.h>
 
@@ -85,24 +86,21 @@ static const char *check_end(const pkv_i_plane *plane)
                : NULL;
 }
 
-/*
- * Fills head_bytes, span_bytes and *a.  `distinct`: each axis must step over all
- * that lies inside it, so that no two elements of the plane share a byte.
- */
-static const char *check_plane(pkv_i_view *view, int which, bool distinct, axes *a)
+static axes axes_of(const int64_t sizes[3], const pkv_i_plane *plane)
 {
-    pkv_i_plane *plane = &view->plane[which];
-    if (view->head_dim[which] < 1) {
-        return "head_dim is below 1";
-    }
-    plane->head_bytes = pkv_i_dtype_bytes(view->dtype, view->head_dim[which]);
-    if (plane->head_bytes < 1) {
-        return "head_dim makes no whole bytes, or overflows";
-    }
-    a->n = 0;
-    insert_axis(a, view->n_heads, plane->head_stride_bytes);
-    insert_axis(a, view->page_size, plane->token_stride_bytes);
-    insert_axis(a, view->n_pages, plane->page_stride_bytes);
+    axes a = {.n = 0};
+    insert_axis(&a, sizes[2], plane->head_stride_bytes);
+    insert_axis(&a, sizes[1], plane->token_stride_bytes);
+    insert_axis(&a, sizes[0], plane->page_stride_bytes);
+    return a;
+}
+
+/*
+ * Fills span_bytes.  `distinct`: each axis must step over all that lies inside it,
+ * so that no two elements of the plane share a byte.
+ */
+static const char *check_axes(const axes *a, bool distinct, pkv_i_plane *plane)
+{
     int64_t span = plane->head_bytes;
     for (int i = 0; i < a->n; i++) {
         int64_t reach = 0;
@@ -119,6 +117,22 @@ static const char *check_plane(pkv_i_view *view, int which, bool distinct, axes 
     }
     plane->span_bytes = span;
     return check_end(plane);
+}
+
+/* Fills head_bytes, span_bytes and *a. */
+static const char *check_plane(pkv_i_view *view, int which, bool distinct, axes *a)
+{
+    pkv_i_plane  *plane = &view->plane[which];
+    const int64_t sizes[3] = {view->n_pages, view->page_size, view->n_heads};
+    if (view->head_dim[which] < 1) {
+        return "head_dim is below 1";
+    }
+    plane->head_bytes = pkv_i_dtype_bytes(view->dtype, view->head_dim[which]);
+    if (plane->head_bytes < 1) {
+        return "head_dim makes no whole bytes, or overflows";
+    }
+    *a = axes_of(sizes, plane);
+    return check_axes(a, distinct, plane);
 }
 
 /*
@@ -173,26 +187,36 @@ static bool v_fits_behind_k(const axes *a, int64_t delta, int64_t k_bytes, int64
     return true;
 }
 
-/* K and V must not share a byte: disjoint ranges, or interleaved in step. */
-static const char *check_disjoint(const pkv_i_view *view, const axes *k_axes, const axes *v_axes)
+/* Not disjoint ranges, and not interleaved in step. */
+static bool planes_meet(const pkv_i_plane *k, const pkv_i_plane *v, const axes *k_axes,
+                        const axes *v_axes)
 {
-    const pkv_i_plane *k = &view->plane[0];
-    const pkv_i_plane *v = &view->plane[1];
     const uintptr_t    k_at = (uintptr_t)k->data, v_at = (uintptr_t)v->data;
     if (k_at + (uint64_t)k->span_bytes <= v_at || v_at + (uint64_t)v->span_bytes <= k_at) {
-        return NULL;
+        return false;
     }
     const int64_t delta = (int64_t)(v_at - k_at);
     const int     first = first_same_axis(k_axes, v_axes);
     if (first == 0 && v_fits_behind_k(k_axes, delta, k->head_bytes, v->head_bytes)) {
-        return NULL;
+        return false;
     }
     /* Axes that differ are taken as blocks without gaps. */
     return lattice_meets(k_axes, first, k_axes->n, delta,
                          inner_span(k_axes, first, k->head_bytes),
-                         inner_span(v_axes, first, v->head_bytes))
-               ? "K and V overlap, or interleave with different strides"
-               : NULL;
+                         inner_span(v_axes, first, v->head_bytes));
+}
+
+const char *pkv_i_plane_check(const int64_t sizes[3], pkv_i_plane *plane)
+{
+    const axes a = axes_of(sizes, plane);
+    return check_axes(&a, true, plane);
+}
+
+bool pkv_i_planes_meet(const int64_t a_sizes[3], const pkv_i_plane *a, const int64_t b_sizes[3],
+                       const pkv_i_plane *b)
+{
+    const axes a_axes = axes_of(a_sizes, a), b_axes = axes_of(b_sizes, b);
+    return planes_meet(a, b, &a_axes, &b_axes);
 }
 
 /* Is the view still being sized, by a builder that got no memory? */
@@ -246,7 +270,9 @@ static const char *check_v(pkv_i_view *view, bool distinct, const axes *k_axes)
         return "V has a head_dim and no data";
     }
     bool apart = !distinct || view->page_size == 0 || (being_sized(view) && v->data == NULL);
-    return apart ? NULL : check_disjoint(view, k_axes, like_k ? k_axes : &own);
+    return apart || !planes_meet(&view->plane[0], v, k_axes, like_k ? k_axes : &own)
+               ? NULL
+               : "K and V overlap, or interleave with different strides";
 }
 
 /* All checks that caches and rows share.  `distinct`: memory that is written. */
@@ -289,7 +315,8 @@ pkv_status pkv_i_view_cache(const pkv_cache *cache, pkv_i_view *out, pkv_error *
         out->plane[i].token_stride_bytes = planes[i]->token_stride_bytes;
         out->plane[i].head_stride_bytes = planes[i]->head_stride_bytes;
     }
-    return check_view(out, true, 1, err);
+    PKV_I_TRY(check_view(out, true, 1, err));
+    return out->has_scales ? pkv_i_scales_view(cache, out, err) : PKV_OK;
 }
 
 /* Rows are one page; new K/V and gathered rows differ in who may write them. */

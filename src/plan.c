@@ -27,7 +27,7 @@ typedef struct request {
     int64_t        n_pages; /* entries of its table */
 } request;
 
-static pkv_status check_batch(const pkv_batch *b, bool with_tables, pkv_error *err)
+pkv_status pkv_i_check_batch(const pkv_batch *b, bool with_tables, pkv_error *err)
 {
     PKV_I_TRY(pkv_i_check_struct(b, sizeof *b, err));
     if (b->n_requests < 0 || b->page_size < 1 || b->page_size > INT32_MAX || b->n_pages < 0) {
@@ -226,8 +226,7 @@ static inline pkv_status write_request(writer *w, page_math m, const request *q,
     int64_t page_i = page_of(m, q->computed);
     int64_t n_touched = page_of(m, q->computed + q->scheduled - 1) + 1;
     if (n_touched > q->n_pages) {
-        return pkv_i_fail_at(err, PKV_E_RANGE, PKV_RULE_TABLE, r, q->n_pages, n_touched,
-                             "the block table is too short for the request");
+        return pkv_i_fail_table(r, q->n_pages, n_touched, err);
     }
     rest t = {.page = q->pages + page_i,
               .offset = q->computed - page_i * m.size,
@@ -314,7 +313,7 @@ static int32_t last_page(const pkv_batch *b)
 pkv_status pkv_plan(const pkv_batch *batch, int64_t max_slice_tokens, pkv_slices *out,
                     int64_t *n_tokens_out, pkv_error *err)
 {
-    PKV_I_TRY(check_batch(batch, true, err));
+    PKV_I_TRY(pkv_i_check_batch(batch, true, err));
     PKV_I_TRY(pkv_i_slices_writable(out, err));
     if (max_slice_tokens != 0 && max_slice_tokens < batch->page_size) {
         return pkv_i_fail(err, PKV_E_INVALID, "max_slice_tokens is neither 0 nor >= page_size");
@@ -356,7 +355,7 @@ pkv_status pkv_plan(const pkv_batch *batch, int64_t max_slice_tokens, pkv_slices
 
 pkv_status pkv_plan_bound(const pkv_batch *batch, int64_t *n_slices_out, pkv_error *err)
 {
-    PKV_I_TRY(check_batch(batch, false, err));
+    PKV_I_TRY(pkv_i_check_batch(batch, false, err));
     if (n_slices_out == NULL) {
         return pkv_i_fail(err, PKV_E_INVALID, "n_slices_out is NULL");
     }
@@ -374,18 +373,29 @@ pkv_status pkv_plan_bound(const pkv_batch *batch, int64_t *n_slices_out, pkv_err
     return PKV_OK;
 }
 
-pkv_status pkv_i_batch_request(const pkv_batch *batch, int64_t r, const int32_t **pages,
-                               int64_t *n_touched, pkv_error *err)
+pkv_status pkv_i_batch_table(const pkv_batch *batch, int64_t r, const int32_t **pages,
+                             int64_t *n_pages, pkv_error *err)
 {
     request q = {0};
     PKV_I_TRY(read_counts(batch, r, &q, err));
     PKV_I_TRY(read_table(batch, r, &q, err));
-    int64_t held = q.computed + q.scheduled;
     *pages = q.pages;
-    *n_touched = (held + batch->page_size - 1) / batch->page_size;
-    if (*n_touched > q.n_pages) {
-        return pkv_i_fail_at(err, PKV_E_RANGE, PKV_RULE_TABLE, r, q.n_pages, *n_touched,
-                             "the block table is too short for the request");
-    }
+    *n_pages = q.n_pages;
     return PKV_OK;
+}
+
+pkv_status pkv_i_fail_table(int64_t r, int64_t n_pages, int64_t n_touched, pkv_error *err)
+{
+    return pkv_i_fail_at(err, PKV_E_RANGE, PKV_RULE_TABLE, r, n_pages, n_touched,
+                         "the block table is too short for the request");
+}
+
+pkv_status pkv_i_batch_request(const pkv_batch *batch, int64_t r, const int32_t **pages,
+                               int64_t *n_touched, pkv_error *err)
+{
+    int64_t n_pages = 0;
+    PKV_I_TRY(pkv_i_batch_table(batch, r, pages, &n_pages, err));
+    int64_t held = (int64_t)batch->computed[r] + batch->scheduled[r];
+    *n_touched = (held + batch->page_size - 1) / batch->page_size;
+    return *n_touched > n_pages ? pkv_i_fail_table(r, n_pages, *n_touched, err) : PKV_OK;
 }

@@ -2,17 +2,12 @@
  * Update and gather: check everything, fold the views, divide the payload,
  * turn slices into runs, hand the runs to the kernels.
  */
-#include "cpu/kernels.h"
-#include "geometry.h"
+#include "calls.h"
+#include "convert.h"
 #include "parallel.h"
+#include "runs.h"
+#include "scales.h"
 #include "slices.h"
-
-enum {
-    RUNS = 64, /* runs handed over at a time: 3 KiB of a worker's stack */
-    LINE_BYTES = 64,
-    /* Below this, rows that are read at once stay in the cache: an L2's worth. */
-    READ_SOON_BYTES = 1 << 20
-};
 
 /* One call.  Arrays of the caller's structs are walked by their own struct_size. */
 typedef struct call {
@@ -31,15 +26,9 @@ typedef struct call {
     int32_t                n_parts;
 } call;
 
-static const void *element(const void *array, int64_t i)
-{
-    const size_t *struct_size = array;
-    return (const char *)array + (size_t)i * *struct_size;
-}
-
 static const pkv_slices *slices_of(const call *c, int64_t layer)
 {
-    return element(c->groups, c->group_ids != NULL ? c->group_ids[layer] : 0);
+    return pkv_i_element(c->groups, c->group_ids != NULL ? c->group_ids[layer] : 0);
 }
 
 /* An update leaves a shared layer alone; a gather reads it. */
@@ -60,8 +49,8 @@ typedef struct checked {
 static pkv_status layer_views(const call *c, int64_t layer, pkv_i_view *cache, pkv_i_view *rows,
                               pkv_error *err)
 {
-    const void *row = element(c->rows, layer);
-    PKV_I_TRY(pkv_i_view_cache(element(c->caches, layer), cache, err));
+    const void *row = pkv_i_element(c->rows, layer);
+    PKV_I_TRY(pkv_i_view_cache(pkv_i_element(c->caches, layer), cache, err));
     return c->gather ? pkv_i_view_rows(row, rows, err) : pkv_i_view_new_kv(row, rows, err);
 }
 
@@ -94,47 +83,14 @@ static pkv_status check_layer(call *c, int64_t layer, pkv_i_geometry *geometry, 
     }
     pkv_i_view cache, rows;
     PKV_I_TRY(layer_views(c, layer, &cache, &rows, err));
-    PKV_I_TRY(pkv_i_geometry_of(&cache, &rows, geometry, err));
+    PKV_I_TRY(pkv_i_geometry_check(&cache, &rows, err));
+    PKV_I_TRY(pkv_i_convert_check(&cache, &rows, c->gather, err));
+    pkv_i_geometry_of(&cache, &rows, geometry);
     PKV_I_TRY(check_layer_slices(c, slices_of(c, layer), &cache, &rows, done, err));
     int64_t bytes = 0;
     if (PKV_I_MUL(done->sum_tokens, geometry->token_bytes, &bytes) ||
         PKV_I_ADD(c->payload_bytes, skipped(c, &cache) ? 0 : bytes, &c->payload_bytes)) {
         return pkv_i_fail(err, PKV_E_INVALID, "the payload overflows 63 bits");
-    }
-    return PKV_OK;
-}
-
-static pkv_status check_opts(const pkv_update_opts *opts, call *c, pkv_error *err)
-{
-    c->opts = (pkv_update_opts){.struct_size = sizeof c->opts};
-    if (opts == NULL) {
-        return PKV_OK;
-    }
-    const uint32_t known = PKV_UPDATE_STRICT | PKV_UPDATE_CHECKED | PKV_UPDATE_READ_SOON |
-                           PKV_UPDATE_DEPENDENT_LAUNCH;
-    PKV_I_TRY(pkv_i_check_struct(opts, sizeof *opts, err));
-    if ((opts->flags & ~known) != 0 || opts->max_threads < 0) {
-        return pkv_i_fail(err, PKV_E_INVALID, "an option flag is unknown, or max_threads negative");
-    }
-    c->opts = *opts;
-    return PKV_OK;
-}
-
-/*
- * The first struct of an array gives the distance to the next, so it is checked
- * before the array is walked; each element is checked again when it is read.
- */
-static pkv_status check_array(const void *array, size_t bytes, int64_t n, pkv_error *err)
-{
-    PKV_I_TRY(pkv_i_check_struct(array, bytes, err));
-    const size_t step = *(const size_t *)array;
-    if (step % sizeof step != 0) {
-        return pkv_i_fail(err, PKV_E_INVALID, "struct_size is not a multiple of 8");
-    }
-    for (int64_t i = 1; i < n; i++) {
-        if (*(const size_t *)element(array, i) != step) {
-            return pkv_i_fail(err, PKV_E_INVALID, "structs of one array differ in struct_size");
-        }
     }
     return PKV_OK;
 }
@@ -150,157 +106,38 @@ static pkv_status check_arrays(const call *c, pkv_error *err)
     if (c->caches == NULL || c->rows == NULL || c->groups == NULL) {
         return pkv_i_fail(err, PKV_E_INVALID, "an array of layers or groups is NULL");
     }
-    PKV_I_TRY(check_array(c->caches, sizeof(pkv_cache), c->n_layers, err));
-    PKV_I_TRY(check_array(c->rows, c->gather ? sizeof(pkv_rows) : sizeof(pkv_new_kv), c->n_layers,
-                          err));
-    return check_array(c->groups, sizeof(pkv_slices), c->n_groups, err);
+    PKV_I_TRY(pkv_i_check_array(c->caches, sizeof(pkv_cache), c->n_layers, err));
+    PKV_I_TRY(pkv_i_check_array(c->rows, c->gather ? sizeof(pkv_rows) : sizeof(pkv_new_kv),
+                                c->n_layers, err));
+    return pkv_i_check_array(c->groups, sizeof(pkv_slices), c->n_groups, err);
 }
 
 /* ---- from slices to runs --------------------------------------------------------- */
-
-typedef struct worker {
-    const call           *c;
-    const pkv_i_geometry *g;
-    size_t                n_runs;
-    pkv_i_run             runs[RUNS];
-} worker;
-
-static void flush(worker *w)
-{
-    w->c->kernels->copy_runs(w->runs, w->n_runs, w->c->stream);
-    w->n_runs = 0;
-}
-
-static void emit(worker *w, char *cache, char *rows, int64_t row_bytes, int64_t n_rows,
-                 int64_t cache_stride, int64_t rows_stride)
-{
-    bool gather = w->c->gather;
-    w->runs[w->n_runs++] = (pkv_i_run){
-        .dst = gather ? rows : cache,
-        .src = gather ? cache : rows,
-        .row_bytes = (size_t)row_bytes,
-        .n_rows = (size_t)n_rows,
-        .dst_stride_bytes = (ptrdiff_t)(gather ? rows_stride : cache_stride),
-        .src_stride_bytes = (ptrdiff_t)(gather ? cache_stride : rows_stride)};
-    if (w->n_runs == RUNS) {
-        flush(w);
-    }
-}
-
-/* A stretch of tokens that lie at a fixed distance on both sides. */
-typedef struct stretch {
-    char   *cache;
-    char   *rows;
-    int64_t n_tokens;
-    int64_t from, to;    /* the tokens of it that this part copies */
-    bool    cut_at_from; /* the part before ends inside the line at `from` */
-    bool    cut_at_to;   /* this part ends inside the line at `to` */
-} stretch;
-
-/* Bytes from a token's first byte at the destination to the next line, within the stretch. */
-static int64_t line_rest(const worker *w, const pkv_i_lane *l, const stretch *s, int64_t token)
-{
-    const char *dst = w->c->gather ? s->rows : s->cache;
-    uintptr_t   at = (uintptr_t)dst + (uintptr_t)(token * l->head_bytes);
-    int64_t     rest = (int64_t)(-at % LINE_BYTES);
-    int64_t     left = (s->n_tokens - token) * l->head_bytes;
-    return rest < left ? rest : left;
-}
-
-/* One run of bytes.  Where parts meet, the earlier one finishes the line. */
-static void emit_contiguous(worker *w, const pkv_i_lane *l, const stretch *s)
-{
-    int64_t from = s->from * l->head_bytes, to = s->to * l->head_bytes;
-    from += s->cut_at_from ? line_rest(w, l, s, s->from) : 0;
-    to += s->cut_at_to ? line_rest(w, l, s, s->to) : 0;
-    if (from < to) {
-        emit(w, s->cache + from, s->rows + from, to - from, 1, 0, 0);
-    }
-}
-
-/* Rows with gaps: along the axis that is dense in the cache, if one is. */
-static void emit_strided(worker *w, const pkv_i_lane *l, const stretch *s)
-{
-    char   *cache = s->cache + s->from * l->cache_token_stride_bytes;
-    char   *rows = s->rows + s->from * l->rows_token_stride_bytes;
-    int64_t n = s->to - s->from;
-    if (n == 0) {
-        return;
-    }
-    if (l->n_heads == 1 || (n > 1 && l->cache_token_stride_bytes == l->head_bytes)) {
-        for (int64_t h = 0; h < l->n_heads; h++) {
-            emit(w, cache, rows, l->head_bytes, n, n > 1 ? l->cache_token_stride_bytes : 0,
-                 n > 1 ? l->rows_token_stride_bytes : 0);
-            cache += l->n_heads > 1 ? l->cache_head_stride_bytes : 0;
-            rows += l->n_heads > 1 ? l->rows_head_stride_bytes : 0;
-        }
-        return;
-    }
-    for (int64_t t = 0; t < n; t++) {
-        emit(w, cache + t * l->cache_token_stride_bytes, rows + t * l->rows_token_stride_bytes,
-             l->head_bytes, l->n_heads, l->cache_head_stride_bytes, l->rows_head_stride_bytes);
-    }
-}
-
-static void emit_stretch(worker *w, int64_t slot, int64_t row, stretch s)
-{
-    const pkv_i_geometry *g = w->g;
-    for (int32_t i = 0; i < g->n_lanes; i++) {
-        const pkv_i_lane *l = &g->lane[i];
-        int64_t at = g->pages_adjacent
-                         ? slot * l->cache_token_stride_bytes
-                         : slot / g->page_size * l->cache_page_stride_bytes +
-                               slot % g->page_size * l->cache_token_stride_bytes;
-        s.cache = l->cache + at;
-        s.rows = l->rows + row * l->rows_token_stride_bytes;
-        if (l->contiguous) {
-            emit_contiguous(w, l, &s);
-        } else {
-            emit_strided(w, l, &s);
-        }
-    }
-}
-
-/* Tokens [from, to) of one slice, split at page ends where pages are not adjacent. */
-static void copy_slice(worker *w, const pkv_slices *slices, int64_t i, int64_t from, int64_t to,
-                       bool cut_at_from, bool cut_at_to)
-{
-    const int64_t slot = slices->kv_cache_start[i], row = slices->new_kv_start[i];
-    const int64_t len = slices->slice_len[i];
-    if (w->g->pages_adjacent) {
-        emit_stretch(w, slot, row,
-                     (stretch){.n_tokens = len, .from = from, .to = to,
-                               .cut_at_from = cut_at_from, .cut_at_to = cut_at_to});
-        return;
-    }
-    int64_t page_end = w->g->page_size - slot % w->g->page_size;
-    for (int64_t at = 0; at <= to && at < len; page_end += w->g->page_size) {
-        int64_t end = page_end < len ? page_end : len;
-        if (end > from) {
-            stretch s = {.n_tokens = end - at,
-                         .from = from > at ? from - at : 0,
-                         .to = to < end ? to - at : end - at,
-                         .cut_at_from = cut_at_from && from >= at,
-                         .cut_at_to = cut_at_to && to < end};
-            emit_stretch(w, slot + at, row + at, s);
-        }
-        at = end;
-    }
-}
 
 /*
  * Tokens [from, to) of a plan, counted through its slices.  A cut at `to` may
  * fall on the first token of a slice, whose first line this part then finishes.
  */
-static void copy_tokens(worker *w, const pkv_slices *slices, int64_t from, int64_t to, bool last)
+static void copy_tokens(pkv_i_worker *w, pkv_i_converter *converter, const pkv_slices *slices,
+                        int64_t from, int64_t to, bool last)
 {
     const int64_t n = *slices->num_slices;
     int64_t       start = 0; /* tokens before slice i */
     for (int64_t i = 0; i < n && start <= to; i++) {
         const int64_t len = slices->slice_len[i], end = start + len;
         if (len > 0 && end > from && (start < to || !last)) {
-            copy_slice(w, slices, i, from > start ? from - start : 0, to < end ? to - start : len,
-                       from > 0 && from >= start, !last && to < end);
+            const pkv_i_piece piece = {.slot = slices->kv_cache_start[i],
+                                       .row = slices->new_kv_start[i],
+                                       .len = len,
+                                       .from = from > start ? from - start : 0,
+                                       .to = to < end ? to - start : len,
+                                       .cut_at_from = from > 0 && from >= start,
+                                       .cut_at_to = !last && to < end};
+            if (converter != NULL) {
+                pkv_i_convert_slice(converter, w, &piece);
+            } else {
+                pkv_i_emit_slice(w, &piece);
+            }
         }
         start = end;
     }
@@ -320,6 +157,25 @@ static int64_t ceil_div(int64_t a, int64_t b)
     return a / b + (a % b != 0 ? 1 : 0);
 }
 
+/* Tokens [from, to) of a layer, as they are. */
+static void copy_layer(const call *c, pkv_i_worker *w, int64_t layer, int64_t from, int64_t to,
+                       bool last)
+{
+    copy_tokens(w, NULL, slices_of(c, layer), from, to, last);
+    pkv_i_flush(w);
+}
+
+/* The same with another element type: a function of its own, for the stack that it takes. */
+static void convert_layer(const call *c, pkv_i_worker *w, const pkv_i_view *cache,
+                          const pkv_i_view *rows, int64_t layer, int64_t from, int64_t to,
+                          bool last)
+{
+    pkv_i_converter converter;
+    pkv_i_convert_begin(&converter, cache, rows, c->gather, w);
+    copy_tokens(w, &converter, slices_of(c, layer), from, to, last);
+    pkv_i_convert_end(&converter, w);
+}
+
 /* Part p of the payload of all layers: bytes [payload * p / parts, ...), cut at tokens. */
 static void run_part(void *ctx, int32_t part)
 {
@@ -328,34 +184,40 @@ static void run_part(void *ctx, int32_t part)
     const int64_t share = c->payload_bytes / c->n_parts, over = c->payload_bytes % c->n_parts;
     const int64_t lo = share * part + over * part / c->n_parts;
     const int64_t hi = share * (part + 1) + over * (part + 1) / c->n_parts;
-    worker        w; /* its runs are filled as they come: clearing them would cost 48 lines */
     int64_t       base = 0; /* payload of the layers before */
-    w.c = c;
+    pkv_i_worker  w; /* its runs are filled as they come: clearing them would cost 48 lines */
+    w.kernels = c->kernels;
+    w.stream = c->stream;
+    w.gather = c->gather;
     w.n_runs = 0;
     for (int64_t layer = 0; layer < c->n_layers && base < hi; layer++) {
-        pkv_i_geometry    folded;
-        const pkv_slices *slices = slices_of(c, layer);
+        pkv_i_geometry folded;
+        pkv_i_view     cache, rows;
         w.g = c->only;
         if (w.g == NULL) {
-            pkv_i_view cache, rows;
             layer_views(c, layer, &cache, &rows, NULL);
-            pkv_i_geometry_of(&cache, &rows, &folded, NULL);
             if (skipped(c, &cache)) {
                 continue;
             }
+            pkv_i_geometry_of(&cache, &rows, &folded);
             w.g = &folded;
         }
-        int64_t tokens = c->n_parts == 1 ? INT64_MAX : count_tokens(slices);
-        int64_t from = 0, to = tokens;
+        const int64_t token_bytes = w.g->token_bytes;
+        const int64_t tokens = c->n_parts == 1 ? INT64_MAX : count_tokens(slices_of(c, layer));
+        int64_t       from = 0, to = tokens;
         if (c->n_parts > 1) {
-            from = lo > base ? ceil_div(lo - base, w.g->token_bytes) : 0;
-            to = ceil_div(hi - base, w.g->token_bytes);
+            from = lo > base ? ceil_div(lo - base, token_bytes) : 0;
+            to = ceil_div(hi - base, token_bytes);
             to = to < tokens ? to : tokens;
-            base += tokens * w.g->token_bytes;
+            base += tokens * token_bytes;
         }
-        if (from < to) {
-            copy_tokens(&w, slices, from, to, to == tokens);
-            flush(&w);
+        if (from < to && w.g->converts) {
+            if (w.g == c->only) {
+                layer_views(c, layer, &cache, &rows, NULL);
+            }
+            convert_layer(c, &w, &cache, &rows, layer, from, to, to == tokens);
+        } else if (from < to) {
+            copy_layer(c, &w, layer, from, to, to == tokens);
         }
     }
     if (c->stream) {
@@ -365,15 +227,9 @@ static void run_part(void *ctx, int32_t part)
 
 /* ---- entry points ------------------------------------------------------------------ */
 
-/* Past the processor's cache?  docs/benchmarking.md has the figures. */
-static bool wants_streaming(const call *c)
-{
-    return (c->opts.flags & PKV_UPDATE_READ_SOON) == 0 || c->payload_bytes > READ_SOON_BYTES;
-}
-
 static pkv_status run(call *c, const pkv_update_opts *opts, pkv_error *err)
 {
-    PKV_I_TRY(check_opts(opts, c, err));
+    PKV_I_TRY(pkv_i_check_opts(opts, &c->opts, err));
     PKV_I_TRY(check_arrays(c, err));
     pkv_i_geometry geometry;
     checked        done = {0};
@@ -391,7 +247,7 @@ static pkv_status run(call *c, const pkv_update_opts *opts, pkv_error *err)
     }
     c->only = c->n_layers == 1 ? &geometry : NULL;
     c->kernels = pkv_i_kernels_current();
-    c->stream = wants_streaming(c);
+    c->stream = pkv_i_wants_streaming(&c->opts, c->payload_bytes);
     c->n_parts = pkv_i_parts(&c->opts, c->payload_bytes);
     pkv_i_parallel(&c->opts, c->n_parts, run_part, c);
     return PKV_OK;

@@ -25,6 +25,13 @@ for name in kernels update update_layouts; do
     build $name tests/world.c tests/test_$name.c
     $emulator "$out/$name"
 done
+# Conversions: all numbers; of the shapes a part, for the emulator is slow.
+for name in numbers numbers_places convert moves; do
+    build $name tests/convert_world.c tests/convert_model.c tests/numbers_model.c \
+        tests/test_$name.c -lm
+    PAGEDKV_CONVERT_SHAPES=${PAGEDKV_CONVERT_SHAPES:-100} $emulator "$out/$name"
+done
 build fuzz_update fuzz/fuzz_update.c fuzz/input.c fuzz/replay_main.c
 $emulator "$out/fuzz_update" fuzz/corpus/update 2>"$out/log" || { cat "$out/log"; exit 1; }
+grep -q pkv_i_cast_neon "$out/numbers" || { echo "no NEON conversions were built"; exit 1; }
 grep -q pkv_i_copy_runs_neon "$out/kernels" || { echo "no NEON kernel was built"; exit 1; }

@@ -22,7 +22,8 @@ static void expect_fold(const char *what, const pkv_cache *cache, const pkv_new_
     note_case(what, 0, "P %d S %d H %d D %d", P, S, H, D);
     expect_ok(pkv_i_view_cache(cache, &cache_view, &err), &err);
     expect_ok(pkv_i_view_new_kv(new_kv, &rows_view, &err), &err);
-    expect_ok(pkv_i_geometry_of(&cache_view, &rows_view, &g, &err), &err);
+    expect_ok(pkv_i_geometry_check(&cache_view, &rows_view, &err), &err);
+    pkv_i_geometry_of(&cache_view, &rows_view, &g);
     assert_int_equal(g.n_lanes, n_lanes);
     assert_int_equal(g.pages_adjacent, adjacent);
     assert_int_equal(g.token_bytes, 2 * H * D * BYTES);

@@ -119,24 +119,27 @@ static void test_shapes_that_differ(void **state)
     call_free(&c);
 }
 
-static void test_what_this_release_cannot(void **state)
+static void test_what_cannot_be(void **state)
 {
     (void)state;
     call c;
     call_init(&c);
-    note_case("conversions", 0, "dtypes, scales");
-    c.new_kv.dtype = PKV_DTYPE_F16;
-    refuse_update(&c, PKV_E_UNSUPPORTED);
+    note_case("conversions", 0, "dtypes, scales"); /* test_convert_refusals has the rest */
     c.new_kv.dtype = PKV_DTYPE_BITS16; /* as wide, and still another dtype */
     refuse_update(&c, PKV_E_UNSUPPORTED);
     c.new_kv = c.w.new_kv;
-    static float scale = 1;
-    c.cache.k_scales.kind = PKV_SCALES_TENSOR;
-    c.cache.k_scales.data = &scale;
-    refuse_update(&c, PKV_E_UNSUPPORTED);
+    c.rows.dtype = PKV_DTYPE_BITS16;
     refuse_gather(&c, PKV_E_UNSUPPORTED);
+    c.rows.dtype = c.w.new_kv.dtype;
+    static float scale = 1;
+    c.cache.k_scales.kind = PKV_SCALES_TENSOR; /* of a float cache */
+    c.cache.k_scales.data = &scale;
+    refuse_update(&c, PKV_E_INVALID);
+    refuse_gather(&c, PKV_E_INVALID);
     c.cache = c.w.cache;
     c.cache.v_scales.kind = PKV_SCALES_TOKEN_HEAD;
+    refuse_update(&c, PKV_E_INVALID);
+    c.cache.v_scales.kind = PKV_SCALES_GROUP + 1;
     refuse_update(&c, PKV_E_UNSUPPORTED);
     c.cache = c.w.cache;
     c.cache.flags = 2;
@@ -370,7 +373,7 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_null_arguments),
         cmocka_unit_test(test_shapes_that_differ),
-        cmocka_unit_test(test_what_this_release_cannot),
+        cmocka_unit_test(test_what_cannot_be),
         cmocka_unit_test(test_unknown_options),
         cmocka_unit_test(test_memory_that_overlaps),
         cmocka_unit_test(test_planes_that_overlap_crosswise),

@@ -140,7 +140,8 @@ enum {
     PKV_RULE_PAGE             = 13, /* 0 <= page < P, and its slots fit int32 */
     PKV_RULE_CAPACITY         = 14, /* an output array is long enough */
     PKV_RULE_SLOT             = 15, /* slot >= -1, and fits int32 */
-    PKV_RULE_LIMIT            = 16  /* no more requests or tokens than announced */
+    PKV_RULE_LIMIT            = 16, /* no more requests or tokens than announced */
+    PKV_RULE_SCALE            = 17  /* a given scale is finite and at least 2^-126 */
 };
 
 /*
@@ -239,17 +240,21 @@ enum {
     PKV_SCALES_TENSOR     = 1, /* one for the plane */
     PKV_SCALES_HEAD       = 2, /* one a head, given by the caller */
     PKV_SCALES_TOKEN_HEAD = 3, /* one a token and head, computed on write */
-    PKV_SCALES_GROUP      = 4  /* one a group of group_size elements of a head */
+    PKV_SCALES_GROUP      = 4  /* one a token, head and group of group_size elements, computed
+                                  on write; group_size divides head_dim, and is even with INT4 */
 };
 
 /*
- * Where the scales of a quantised plane lie: binary32, in host memory for host
- * calls and in device memory for device calls.  The scale of (p, s, h), group
- * g, lies at data + p * page_stride_bytes + s * token_stride_bytes
- * + h * head_stride_bytes + g * 4, so scales can lie inside the page or apart.
+ * Where the scales of a quantised plane (fp8, int8, int4) lie: binary32, in host
+ * memory for host calls and in device memory for device calls.  The scale of
+ * (p, s, h), group g, lies at data + p * page_stride_bytes
+ * + s * token_stride_bytes + h * head_stride_bytes + g * 4, so scales can lie
+ * inside the page or apart.  Any alignment.
  *
- * Release 0.1 copies bits only: kind must be PKV_SCALES_NONE, else the calls
- * that move data return PKV_E_UNSUPPORTED.
+ * PKV_SCALES_TENSOR reads the one at data, PKV_SCALES_HEAD one a head: their
+ * other strides are not looked at.  Given scales are finite and at least 2^-126.
+ * PKV_SCALES_TOKEN_HEAD and PKV_SCALES_GROUP are written by updates and read by
+ * gathers; they share no byte with elements or with each other.
  */
 typedef struct pkv_scales {
     void   *data;
@@ -652,6 +657,27 @@ PKV_API pkv_status pkv_plan_slots_i64(const int64_t *slots, int64_t n_tokens, in
                                       const int32_t *query_start_loc, int64_t n_requests,
                                       pkv_slices *out, pkv_error *err);
 
+/*
+ * pkv_plan_rank() - the slices of one rank where n_ranks ranks share every
+ * sequence's cache: token g of a sequence is kept by rank g mod n_ranks, as its
+ * token g div n_ranks.
+ *
+ * batch  As for pkv_plan(), with the whole sequences' computed and scheduled,
+ *        and the rank's own block tables: page i of a request holds the rank's
+ *        tokens [i * S, (i + 1) * S) of it.  Rows of the new K/V are those of all
+ *        tokens, as every rank has them; the rank reads each n_ranks-th one.
+ * rank, n_ranks  0 <= rank < n_ranks.
+ * n_tokens_out   Receives how many tokens the rank writes.  May be NULL.
+ *
+ * With one rank: the exact plan of pkv_plan().  With more every slice is one
+ * token, since its rows are not neighbours.
+ *
+ * Returns and state after failure as pkv_plan(); PKV_E_INVALID too for a rank.
+ * Cost: some 3 ns a token of the rank.
+ */
+PKV_API pkv_status pkv_plan_rank(const pkv_batch *batch, int32_t rank, int32_t n_ranks,
+                                 pkv_slices *out, int64_t *n_tokens_out, pkv_error *err);
+
 /* What a step may grow to; shapes depend on nothing else. */
 typedef struct pkv_step_limits {
     size_t  struct_size;            /* sizeof(pkv_step_limits) */
@@ -853,23 +879,31 @@ typedef struct pkv_update_opts {
  *
  * cache    Destination, host memory.  With PKV_CACHE_SHARED: checked, and
  *          nothing is written.
- * new_kv   Source, host memory, only read.  Must not overlap the cache: the
- *          ranges of memory that their planes span must not meet.  The same H,
- *          Dk, Dv and dtype; V absent in both or in none.
+ * new_kv   Source, host memory, only read.  Must not overlap the cache or its
+ *          scales: the ranges of memory that their planes span must not meet.
+ *          The same H, Dk and Dv; V absent in both or in none.
  * slices   Host memory, only read.
  * opts     May be NULL.
  *
- * Numerics: a copy.  Every bit is kept, NaN payloads too.  Different dtypes or
- * scales: PKV_E_UNSUPPORTED in release 0.1.
+ * Numerics: with one dtype a copy; every bit is kept, NaN payloads too.  From f32,
+ * f16 and bf16 to each other and to fp8, int8 and int4: x * r, one binary32
+ * product with r = 1 / scale (1 without scales), rounded once to nearest even;
+ * fp8, int8 and int4 saturate, f16 and bf16 overflow to infinity, subnormals are
+ * kept.  The same bytes on every instruction set, whatever the caller's rounding
+ * and flushing modes are.  docs/numerics.md states each rule.
  *
  * Returns
  *     PKV_OK             every slice is written.
  *     PKV_E_INVALID      a NULL, a view that its check refuses, shapes that
  *                        differ, memory that overlaps, unknown flags.
  *     PKV_E_RANGE        n < 0, n > N, or a slice outside a buffer: err->rule
- *                        and err->index say which (index -1: the count).
+ *                        and err->index say which (index -1: the count); rule
+ *                        SCALE for a given scale: err->index is its head,
+ *                        err->value 0 for K and 1 for V.
  *     PKV_E_STRICT       strict mode: the same, for upstream's further rules.
- *     PKV_E_UNSUPPORTED  dtypes that differ, scales, a newer struct.
+ *     PKV_E_UNSUPPORTED  dtypes between which there is no conversion, computed
+ *                        scales where new_kv has the cache's own dtype, a newer
+ *                        struct.
  *
  * After a failure nothing was written.
  *
@@ -918,7 +952,11 @@ PKV_API pkv_status pkv_update_layers(const pkv_cache *caches, const pkv_new_kv *
  * value.  Where two slices name the same row, its bytes are unspecified.
  *
  * cache    Source, host memory, only read.  PKV_CACHE_SHARED does not matter.
- * rows     Destination, host memory.  Must not overlap the cache.
+ * rows     Destination, host memory.  Must not overlap the cache or its scales.
+ *
+ * Numerics: with one dtype a copy; computed scales are refused then, since rows
+ * have none.  Else to f32, f16 or bf16: the element times its scale, one binary32
+ * product, rounded once.
  *
  * Everything else as pkv_update(); strict mode applies the same rules.
  */
@@ -963,6 +1001,13 @@ PKV_API const char *pkv_isa_current(void);
  * Calls that run meanwhile use the old one or the new one.
  */
 PKV_API pkv_status pkv_isa_select(const char *name);
+
+/*
+ * pkv_converts() - 1 if updates and gathers convert elements from one dtype to the
+ * other, else 0: also for equal ones, which are copied, and for no dtype.  The same
+ * on every instruction set.
+ */
+PKV_API int32_t pkv_converts(pkv_dtype from, pkv_dtype to);
 
 /*
  * pkv_default_threads() - how many threads of its own a call uses at most:
@@ -1016,6 +1061,7 @@ PKV_API void pkv_memory_free(pkv_memory *memory);
 }
 #endif
 
+#include <pagedkv/moves.h>     /* pages copied and swapped */
 #include <pagedkv/pool.h>      /* who owns which page */
 #include <pagedkv/prefix.h>    /* which pages hold the beginning of a prompt */
 #include <pagedkv/sequences.h> /* which pages hold which sequence */

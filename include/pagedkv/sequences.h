@@ -43,17 +43,6 @@ typedef struct pkv_seqs_config {
     int32_t  n_groups;          /* G, 1 .. PKV_MAX_GROUPS; 0 means 1 */
 } pkv_seqs_config;
 
-/*
- * One page to copy before the step writes: its first n_tokens tokens, in every
- * layer of the group.  The source is whole until pkv_seqs_commit().
- */
-typedef struct pkv_page_copy {
-    int32_t src;
-    int32_t dst;
-    int32_t n_tokens; /* 1 .. S - 1 */
-    int32_t group;
-} pkv_page_copy;
-
 /* What pkv_seq_info() says; all in tokens or pages. */
 typedef struct pkv_seq_state {
     size_t         struct_size; /* sizeof(pkv_seq_state) */

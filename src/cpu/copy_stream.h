@@ -19,7 +19,9 @@ enum {
     GROUP = 6,               /* pieces streamed in a row, and as many again that wait */
     QUEUE = 2 * GROUP,
     LONG_BYTES = 16384,      /* from here on a row has enough pages of its own */
-    AHEAD_BYTES = 8 * PAGE_BYTES
+    AHEAD_BYTES = 8 * PAGE_BYTES,
+    SMALL_BYTES = 1024,      /* below, rows of a page are told from rows of others */
+    WALKED = 64              /* pages that are remembered: heads of K and V, in places */
 };
 
 typedef struct piece {
@@ -56,10 +58,21 @@ PKV_I_TARGET static void stream_long(char *dst, const char *src, size_t bytes)
     }
 }
 
+/* Was a line of this page prefetched a moment ago?  Notes that it is now. */
+static inline bool is_walked(uintptr_t *walked, const char *at)
+{
+    uintptr_t page = (uintptr_t)at / PAGE_BYTES;
+    size_t    place = (size_t)((uint32_t)page * 0x9e3779b1u >> 26);
+    bool      known = walked[place] == page;
+    walked[place] = page;
+    return known;
+}
+
 PKV_I_TARGET static void stream_runs(const pkv_i_run *runs, size_t n_runs)
 {
-    piece queue[QUEUE];
-    int   n = 0;
+    piece     queue[QUEUE];
+    uintptr_t walked[WALKED] = {0};
+    int       n = 0;
     if (n_runs == 1 && runs->n_rows == 1) { /* nothing to overlap its walk with */
         stream_long(runs->dst, runs->src, runs->row_bytes);
         return;
@@ -77,7 +90,9 @@ PKV_I_TARGET static void stream_runs(const pkv_i_run *runs, size_t n_runs)
             while (left > 0) {
                 size_t now = piece_bytes(dst, left);
                 queue[n++] = (piece){dst, src, now};
-                PKV_I_PREFETCH(dst + now - 1); /* the line that is written last */
+                if (now >= SMALL_BYTES || !is_walked(walked, dst)) {
+                    PKV_I_PREFETCH(dst + now - 1); /* the line that is written last */
+                }
                 dst += now;
                 src += now;
                 left -= now;

@@ -6,16 +6,16 @@
 #include <stdlib.h>
 #include <string.h>
 
-#define PKV_ISA(isa_name, can_run, copy_fn, finish_fn) \
-    static bool usable_##isa_name(void)                \
-    {                                                  \
-        return can_run;                                \
+#define PKV_ISA(isa_name, can_run, copy_fn, finish_fn, cast_fn) \
+    static bool usable_##isa_name(void)                         \
+    {                                                           \
+        return can_run;                                         \
     }
 #include "kernels.def"
 #undef PKV_ISA
 
-#define PKV_ISA(isa_name, can_run, copy_fn, finish_fn) \
-    {#isa_name, usable_##isa_name, copy_fn, finish_fn},
+#define PKV_ISA(isa_name, can_run, copy_fn, finish_fn, cast_fn) \
+    {#isa_name, usable_##isa_name, copy_fn, finish_fn, cast_fn},
 static const pkv_i_kernels tables[] = {
 #include "kernels.def"
 };

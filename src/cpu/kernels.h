@@ -9,6 +9,8 @@
 #include <stddef.h>
 #include <stdint.h>
 
+#include "cast.h"
+
 /*
  * n_rows rows of row_bytes each, at fixed distances on both sides.  Any
  * alignment.  Rows of a destination do not overlap, neither do source and
@@ -39,12 +41,16 @@ typedef struct pkv_i_kernels {
 
     /* Makes streamed stores visible: each worker calls it last. */
     void (*finish)(void);
+
+    /* The conversion from one pkv_dtype to another; NULL: there is none. */
+    pkv_i_cast_fn (*cast)(int32_t from, int32_t to);
 } pkv_i_kernels;
 
 /* Prototypes of all of them. */
-#define PKV_ISA(isa_name, can_run, copy_fn, finish_fn)               \
-    void copy_fn(const pkv_i_run *runs, size_t n_runs, bool stream); \
-    void finish_fn(void);
+#define PKV_ISA(isa_name, can_run, copy_fn, finish_fn, cast_fn)      \
+    void          copy_fn(const pkv_i_run *runs, size_t n_runs, bool stream); \
+    void          finish_fn(void);                                   \
+    pkv_i_cast_fn cast_fn(int32_t from, int32_t to);
 #include "kernels.def"
 #undef PKV_ISA
 

@@ -114,6 +114,9 @@ static void spoil_cache(const pkv_cache *cache, const pkv_slices *slices)
         *slot_row(cache, slices->kv_cache_start[0]) ^= 0x10;
     } else if (is_fault("stray", NULL)) {
         *slot_row(cache, number_from("FAULT_SLOT", 0)) ^= 0x10;
+    } else if (is_fault("scale", NULL)) {
+        const pkv_scales *s = &cache->v_scales;
+        ((unsigned char *)s->data)[slices->kv_cache_start[0] * s->token_stride_bytes] ^= 0x10;
     }
 }
 

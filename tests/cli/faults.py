@@ -113,6 +113,17 @@ class Faults(unittest.TestCase):
         self.check_found("the pool has no pages for request 0, though nobody holds any", MANY,
                          FAULT="no-pages")
 
+    def test_conversions(self):
+        for cache_dtype in ("int8", "int4", "fp8_e5m2", "f16"):
+            small = (*MANY, "--dtype", "bf16", "--cache-dtype", cache_dtype)
+            self.assertEqual(run(small).returncode, 0)
+            for fault in ("drop-exact", "drop-merged", "swap", "wrong-row", "flip", "wrong-layer",
+                          "fewer-layers"):
+                self.check_found(TOKEN, small, FAULT=fault)
+            self.check_found(f"({TOKEN}|{STRAY})", small, FAULT="wrong-page")
+        self.check_found(r"request \d+, token \d+, slot \d+, layer \d+: a scale of V is not that "
+                         "of its numbers", (*MANY, "--cache-dtype", "int8"), FAULT="scale")
+
     def test_hits(self):
         reuse = (SMALL[0], PROMPTS, *SMALL[2:], "--num-layers", 2, "--prefix-cache", "on")
         self.assertEqual(run(reuse).returncode, 0)

@@ -1,0 +1,76 @@
+/*
+ * The conversions of one instruction set: vectors, their groups and scales.  A
+ * file defines
+ *
+ *     PKV_I_TARGET        the function attribute of its instruction set
+ *     PKV_I_CAST_TABLE    the name of the function that finds the conversions
+ *     loop_A_B(dst, src, n, factor)  n elements of A times the factor, as B
+ *     largest_A(src, n)   largest magnitude of finite elements, as float's bits
+ *
+ * and includes this once.
+ */
+#include <pagedkv/pagedkv.h>
+
+#include "numbers.h"
+
+/* A computed scale: largest / most, 1 for nothing but zeros, and never below 2^-126. */
+PKV_I_INLINE float scale_of(uint32_t largest, float most)
+{
+    float scale = largest == 0 ? 1.0f : pkv_i_float(largest) / most;
+    return pkv_i_bits(scale) < 0x00800000 ? 0x1p-126f : scale;
+}
+
+/* Most that a format holds; of the others no scale is ever computed. */
+enum { MOST_e4m3 = 448, MOST_e5m2 = 57344, MOST_int8 = 127, MOST_int4 = 7 };
+enum { MOST_f32 = 1, MOST_f16 = 1, MOST_bf16 = 1 };
+
+/* Of what is read back no scale is ever computed. */
+#define largest_e4m3(src, n) ((void)(src), (void)(n), 0u)
+#define largest_e5m2(src, n) ((void)(src), (void)(n), 0u)
+#define largest_int8(src, n) ((void)(src), (void)(n), 0u)
+#define largest_int4(src, n) ((void)(src), (void)(n), 0u)
+
+/* ---- vectors -------------------------------------------------------------------------------- */
+
+/* What a group's elements are multiplied by; a computed scale is stored. */
+#define CAST(from, to, from_dtype, to_dtype)                                              \
+    PKV_I_TARGET static inline float factor_##from##_##to(                                \
+        const char *src, size_t n, char *scale, pkv_i_scaling scaling)                    \
+    {                                                                                     \
+        float s = 1.0f;                                                                   \
+        if (scaling == PKV_I_SCALE_COMPUTED) {                                            \
+            s = scale_of(largest_##from(src, n), MOST_##to);                              \
+            memcpy(scale, &s, sizeof s);                                                  \
+        } else if (scaling != PKV_I_SCALE_NONE) {                                         \
+            memcpy(&s, scale, sizeof s);                                                  \
+        }                                                                                 \
+        return scaling == PKV_I_SCALE_BACK || scaling == PKV_I_SCALE_NONE ? s : 1.0f / s; \
+    }                                                                                     \
+    PKV_I_TARGET static void cast_##from##_##to(const pkv_i_vectors *v, pkv_i_scaling scaling) \
+    {                                                                                     \
+        for (size_t i = 0; i < v->n_vectors; i++) {                                       \
+            const char *src = v->src + (ptrdiff_t)i * v->src_stride_bytes;                \
+            char       *dst = v->dst + (ptrdiff_t)i * v->dst_stride_bytes;                \
+            char       *scale = v->scale + (ptrdiff_t)i * v->scale_stride_bytes;          \
+            for (size_t at = 0; at < v->n; at += v->group) {                              \
+                float factor = factor_##from##_##to(src, v->group, scale, scaling);       \
+                loop_##from##_##to(dst, src, v->group, factor);                           \
+                src += v->group * BITS_##from / 8;                                        \
+                dst += v->group * BITS_##to / 8;                                          \
+                scale += sizeof(float);                                                   \
+            }                                                                             \
+        }                                                                                 \
+    }
+PKV_I_CASTS(CAST)
+#undef CAST
+
+pkv_i_cast_fn PKV_I_CAST_TABLE(int32_t from, int32_t to)
+{
+#define CAST(from_name, to_name, from_dtype, to_dtype)                         \
+    if (from == PKV_DTYPE_##from_dtype && to == PKV_DTYPE_##to_dtype) {        \
+        return cast_##from_name##_##to_name;                                   \
+    }
+    PKV_I_CASTS(CAST)
+#undef CAST
+    return NULL;
+}
