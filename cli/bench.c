@@ -4,6 +4,7 @@
 #include "bench.h"
 
 #include <getopt.h>
+#include <stddef.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -13,7 +14,7 @@ enum { DEFAULT_SECONDS = 60, QUICK_SECONDS = 4 };
 
 static int print_help(void)
 {
-    printf("Usage: pagedkv bench [update] [plan] [pool] [OPTION...]\n"
+    printf("Usage: pagedkv bench [CASE...] [OPTION...]\n"
            "\n"
            "Measures the library against plain copies of the same bytes, one thread and all,\n"
            "interleaved in shuffled rounds, and checks what each wrote.\n"
@@ -21,11 +22,16 @@ static int print_help(void)
            "  update  write new keys and values into scattered slots of a cache of 1 GiB, or\n"
            "          an eighth of the memory; all slots are visited before one comes again;\n"
            "          what does not fit is left out\n"
+           "  convert, gather    the same from and to another element type\n"
+           "  layout             copies into other layouts, and from a fused QKV output\n"
+           "  copy-pages, swap   pages inside a cache; of 32 layers to a buffer and back\n"
            "  plan    turn block tables into slices\n"
            "  pool    take and give back pages of a pool, and of a plain linked list\n"
            "\n"
            "  --pattern NAME      update: single, decode, prefill, merged, mixed,\n"
-           "                      fixture;\n"
+           "                      fixture, layers (32 in one call);\n"
+           "                      convert: f32_bf16 ...; gather: bf16_f32 ...; layout: hnd,\n"
+           "                      fused_qkv, content, mla; copy-pages: 16KiB ...; swap: out, in;\n"
            "                      plan: decode, prefill, mixed;\n"
            "                      pool: alloc, free, touch, alloc_runs, free_runs,\n"
            "                      alloc_scattered, free_scattered, grow, reserve, fork, trim,\n"
@@ -208,21 +214,45 @@ static bool take_option(int option, bench_options *o)
     }
 }
 
+/* What may stand on the command line. */
+typedef struct case_name {
+    const char *name;
+    size_t      offset; /* of its switch in the options */
+} case_name;
+
+static const case_name case_names[] = {
+    {"update", offsetof(bench_options, run_update)},
+    {"plan", offsetof(bench_options, run_plan)},
+    {"pool", offsetof(bench_options, run_pool)},
+    {"convert", offsetof(bench_options, run_convert)},
+    {"gather", offsetof(bench_options, run_gather)},
+    {"layout", offsetof(bench_options, run_layout)},
+    {"copy-pages", offsetof(bench_options, run_copy_pages)},
+    {"swap", offsetof(bench_options, run_swap)},
+};
+
+enum { N_CASES = sizeof case_names / sizeof case_names[0] };
+
+static bool *case_switch(bench_options *o, int i)
+{
+    return (bool *)((char *)o + case_names[i].offset);
+}
+
 static int parse_cases(int argc, char **argv, bench_options *o)
 {
-    o->run_update = o->run_plan = o->run_pool = optind == argc;
+    for (int i = 0; i < N_CASES; i++) {
+        *case_switch(o, i) = optind == argc;
+    }
     for (; optind < argc; optind++) {
-        if (strcmp(argv[optind], "update") == 0) {
-            o->run_update = true;
-        } else if (strcmp(argv[optind], "plan") == 0) {
-            o->run_plan = true;
-        } else if (strcmp(argv[optind], "pool") == 0) {
-            o->run_pool = true;
-        } else {
-            return cli_fail(CLI_USAGE,
-                            "bench: no case \"%.60s\" (there are update, plan and pool)",
-                            argv[optind]);
+        int i = 0;
+        while (i < N_CASES && strcmp(argv[optind], case_names[i].name) != 0) {
+            i++;
         }
+        if (i == N_CASES) {
+            return cli_fail(CLI_USAGE, "bench: no case \"%.60s\" (there are update, plan, pool, "
+                            "convert, gather, layout, copy-pages and swap)", argv[optind]);
+        }
+        *case_switch(o, i) = true;
     }
     return CLI_OK;
 }
@@ -257,6 +287,8 @@ void bench_progress(const bench_options *options, const char *text)
 /* Each case that runs gets its share of the time: planning is short work. */
 static int run_cases(const bench_options *o, bench_results *results)
 {
+    const int flows = o->run_convert + o->run_gather + o->run_layout;
+    const int moves = 3 * flows + o->run_copy_pages + o->run_swap + o->run_update;
     const struct {
         bool runs;
         int  share;
@@ -264,6 +296,7 @@ static int run_cases(const bench_options *o, bench_results *results)
     } cases[] = {
         {o->run_update, 9, bench_update},
         {o->run_plan, 1, bench_plan},
+        {moves > 0, moves, bench_moves},
         {o->run_pool, 2, bench_pool},
     };
     const size_t n_cases = sizeof cases / sizeof cases[0];

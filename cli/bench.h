@@ -34,6 +34,11 @@ typedef struct bench_options {
     bool          run_update;
     bool          run_plan;
     bool          run_pool;
+    bool          run_convert;
+    bool          run_gather;
+    bool          run_layout;
+    bool          run_copy_pages;
+    bool          run_swap;
     bench_machine machine;
 } bench_options;
 
@@ -45,7 +50,9 @@ typedef struct bench_row {
     const char *plan;
     const char *layout;
     const char *source;
-    const char *dtype; /* of source and cache */
+    const char *src_dtype; /* of the new K/V, or of the rows of a gather */
+    const char *dtype;     /* of the cache */
+    const char *scales;
     const char *isa;
     const char *limit_way;
     const char *pattern_way;
@@ -55,7 +62,8 @@ typedef struct bench_row {
     int64_t     requests;
     int64_t     tokens;
     int64_t     num_slices;
-    int64_t     pages; /* of the pool */
+    int64_t     pages; /* of the pool, or of a call */
+    int64_t     layers;
     int64_t     threads;
     int64_t     rounds;
     int64_t     huge_pages; /* 1, 0: what the system gave */
@@ -72,6 +80,7 @@ typedef struct bench_row {
     double      memcpy_fraction;
     double      numpy_fraction;
     double      index_copy_fraction;
+    double      calls_fraction;
     double      linked_list_fraction;
     double      adjacent_fraction;
     double      used_fraction;
@@ -89,6 +98,17 @@ typedef struct bench_results {
 /* Appends a row.  Exit status. */
 int bench_add(bench_results *results, const bench_row *row);
 
+/* Three digits and a unit; three digits, or a dash. */
+typedef struct bench_text {
+    char s[16];
+} bench_text;
+
+bench_text bench_time_text(double ns);
+bench_text bench_fraction_text(double fraction);
+
+/* What the cases convert to swap have, and update's layers; in bench_table_moves.c. */
+void bench_print_moves(const bench_results *results, FILE *out);
+
 void bench_print_tables(const bench_options *options, const bench_results *results, FILE *out);
 
 /* An array of objects; NULL if memory ran out. */
@@ -101,5 +121,7 @@ void bench_progress(const bench_options *options, const char *text);
 int bench_update(const bench_options *options, int64_t deadline_ns, bench_results *results);
 int bench_plan(const bench_options *options, int64_t deadline_ns, bench_results *results);
 int bench_pool(const bench_options *options, int64_t deadline_ns, bench_results *results);
+/* convert, gather, layout, copy-pages and swap; update's layers. */
+int bench_moves(const bench_options *options, int64_t deadline_ns, bench_results *results);
 
 #endif

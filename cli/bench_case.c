@@ -377,7 +377,7 @@ static bench_row common_row(const update_case *c, const bench_job *job)
     row.plan = c->which->merged ? "merged" : "exact";
     row.layout = bench_layout_name(c->which->layout);
     row.source = c->which->source == BENCH_WARM ? "warm" : "cold";
-    row.dtype = pkv_dtype_name(c->view.cache.dtype);
+    row.src_dtype = row.dtype = pkv_dtype_name(c->view.cache.dtype);
     row.page_size = c->view.cache.page_size;
     row.num_kv_heads = c->view.cache.n_heads;
     row.head_dim = c->view.cache.k.head_dim;

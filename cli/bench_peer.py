@@ -1,4 +1,4 @@
-"""What one writes in Python without the library, timed for `pagedkv bench update`.
+"""What one writes in Python without the library, timed for `pagedkv bench`: update and convert.
 
 The program holds this text and runs it as `python3 -c TEXT DTYPE`, with a socket as standard
 input.  A request is int64 numbers: what to do, how many numbers follow, and those.  An answer is
@@ -17,23 +17,29 @@ import gc
 import importlib
 import mmap
 import os
+import struct
 import time
 
-OPEN, RUN, CHECK = range(3)
+OPEN, RUN, CHECK, ASK = range(4)
 NAMES = ("numpy", "torch")
 # For each of them.  NumPy has no bfloat16; PyTorch's index_copy_ takes no float8.
 DTYPES = {"f32": ("float32", "float32"), "f16": ("float16", "float16"),
           "bf16": ("int16", "bfloat16"), "int8": ("int8", "int8")}
 BYTES = ("uint8", "uint8")
+# The program's numbers of element types, for conversions.  NumPy has the last three from ml_dtypes.
+CONVERTED = {1: "float32", 2: "float16", 3: "bfloat16", 4: "float8_e4m3fn", 5: "float8_e5m2"}
+OF_ML_DTYPES = {3, 4, 5}
+MODERATE = bytes((byte & 0x83) + 0x3c for byte in range(256))  # high bytes of moderate bf16
 ELEMENT_BYTES = {"float32": 4, "float16": 2, "bfloat16": 2, "int16": 2}
 
 OTHER_BYTES = 4 << 20  # as the program's: more than the second-level cache of one core
-BLOCK_BYTES = 4194301  # a prime, so that rows of the source differ
+BLOCK_BYTES = 2 * 2097143  # twice a prime, so that rows of the source differ
 SETTLE_S = 0.01  # OpenMP's threads spin on for about 8 ms when they have done their work
 HUGE_SHARE = 0.9  # the ends of a mapping may not fit
 
 Task = collections.namedtuple("Task", "peer threads warm n_calls n_tokens n_planes n_slots n_heads "
-                                      "row_bytes source_bytes stride_bytes")
+                                      "row_bytes source_bytes stride_bytes src_dtype cache_dtype "
+                                      "factor_bits")
 
 
 # ---- the other side ----------------------------------------------------------
@@ -87,7 +93,9 @@ class Memory:
         self.cache = new_mapping(cache_bytes, huge)
         self.source = new_mapping(source_bytes, huge)
         fill(self.cache, bytes(BLOCK_BYTES))
-        fill(self.source, os.urandom(BLOCK_BYTES))
+        numbers = bytearray(os.urandom(BLOCK_BYTES))
+        numbers[1::2] = numbers[1::2].translate(MODERATE)
+        fill(self.source, numbers)
         self.is_huge = huge_bytes() >= HUGE_SHARE * (cache_bytes + source_bytes)
 
 
@@ -129,6 +137,28 @@ def write_torch(copies):
     return time.perf_counter_ns() - start
 
 
+def convert_numpy(copies):
+    start = time.perf_counter_ns()
+    for cache, slots, new, factor in copies:
+        if factor is not None:
+            new = new * factor
+        cache[slots] = new.astype(cache.dtype)
+    return time.perf_counter_ns() - start
+
+
+def convert_torch(copies):
+    import torch
+    start = time.perf_counter_ns()
+    for cache, slots, new, factor in copies:
+        if factor is not None:
+            new = new * factor
+        new = new.to(cache.dtype)
+        if cache.element_size() == 1:  # index_copy_ takes no float8
+            cache, new = cache.view(torch.uint8), new.view(torch.uint8)
+        cache.index_copy_(0, slots, new)
+    return time.perf_counter_ns() - start
+
+
 class Peer:
     """One of the libraries: NumPy and PyTorch name all that is needed here alike."""
 
@@ -138,6 +168,8 @@ class Peer:
         self.dtype = getattr(self.library, name)
         self.element_bytes = ELEMENT_BYTES.get(name, 1)
         self.write = (write_numpy, write_torch)[number]
+        self.convert = (convert_numpy, convert_torch)[number]
+        self.number = number
         self.other = self.library.ones(OTHER_BYTES // 8, dtype=self.library.int64)
 
     def rows(self, mapping, offset_bytes, n, task):
@@ -158,6 +190,49 @@ class Peer:
                                 task.n_tokens, task)
                 yield cache, index, new
 
+    def converted(self, number):
+        """An element type of conversions, or None."""
+        library = self.library
+        if number not in CONVERTED:
+            return None
+        if self.number == 0 and number in OF_ML_DTYPES:
+            try:
+                library = importlib.import_module("ml_dtypes")
+            except Exception:
+                return None
+        dtype = getattr(library, CONVERTED[number], None)
+        return self.library.dtype(dtype) if self.number == 0 and dtype is not None else dtype
+
+    def elements(self, mapping, offset_bytes, n, heads, row_bytes, dtype):
+        flat = self.library.frombuffer(mapping, dtype=self.library.uint8, count=n * row_bytes,
+                                       offset=offset_bytes)
+        return flat.view(dtype).reshape(n, heads, -1)
+
+    def conversions(self, memory, task, slots):
+        src, dst = self.converted(task.src_dtype), self.converted(task.cache_dtype)
+        row_elements = task.row_bytes // dst.itemsize
+        src_bytes = row_elements * src.itemsize
+        index = self.library.frombuffer(slots, dtype=self.library.int64, count=task.n_tokens)
+        factor = struct.unpack("f", struct.pack("I", task.factor_bits))[0]
+        if self.number == 0:
+            factor = self.library.float32(factor)
+        for plane in range(task.n_planes):
+            cache = self.elements(memory.cache, plane * task.n_slots * task.row_bytes,
+                                  task.n_slots, task.n_heads, task.row_bytes, dst)
+            at = task.source_bytes + plane * task.n_tokens * src_bytes
+            new = self.elements(memory.source, at, task.n_tokens, task.n_heads, src_bytes, src)
+            yield cache, index, new, factor if task.factor_bits else None
+
+    def wrong_conversion(self, memory, task, slots):
+        """Each row converted on its own; a slot that differs, or -1."""
+        for cache, _, new, factor in self.conversions(memory, task, slots):
+            for token, slot in enumerate(slots):
+                one = new[token] if factor is None else new[token] * factor
+                want = one.astype(cache.dtype) if self.number == 0 else one.to(cache.dtype)
+                if not bool((want == cache[slot]).all()):
+                    return slot
+        return -1
+
     def warm_source(self, memory, task):
         """Writes new bytes to it, as a model that has just computed them."""
         n = task.n_calls * task.stride_bytes // 8
@@ -167,15 +242,16 @@ class Peer:
 
     def run(self, memory, task, slots):
         """Nanoseconds of all calls."""
-        copies = list(self.copies(memory, task, slots))
+        converts = task.src_dtype != 0
+        copies = list((self.conversions if converts else self.copies)(memory, task, slots))
         if task.threads > 1:
             time.sleep(SETTLE_S)  # the program's threads
         self.other.sum()
         if task.warm:
             self.warm_source(memory, task)
-        for _, index, _ in copies:
-            index.sum()
-        ns = self.write(copies)
+        for copy in copies:
+            copy[1].sum()
+        ns = (self.convert if converts else self.write)(copies)
         if task.threads > 1:
             time.sleep(SETTLE_S)  # ours
         return ns
@@ -224,6 +300,11 @@ def serve(dtype):
             task, slots = Task(*numbers[:len(Task._fields)]), numbers[len(Task._fields):]
             threads.use(task.threads, peers[1])
             result = peers[task.peer].run(memory, task, slots)
+        elif what == ASK:
+            peer = peers[numbers[0]]
+            result = all(peer.converted(number) is not None for number in numbers[1:])
+        elif task.src_dtype != 0:
+            result = peers[task.peer].wrong_conversion(memory, task, slots)
         else:
             result = wrong_slot(memory, task, slots)
         answer(f"ok {int(result)}")

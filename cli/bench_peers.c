@@ -23,7 +23,7 @@ extern const char bench_peer_script[];
 
 extern char **environ;
 
-enum { OPEN, RUN, CHECK };
+enum { OPEN, RUN, CHECK, ASK };
 enum { ANSWER_BYTES = 160 };
 
 /* Python and a library from a slow disk, or a source of 512 MiB, take a few seconds. */
@@ -279,6 +279,16 @@ void bench_peers_open(bench_peers *peers, const bench_memory *memory, bool huge_
     }
 }
 
+bool bench_peers_converts(bench_peers *peers, int peer, pkv_dtype from, pkv_dtype to)
+{
+    int64_t request[] = {ASK, 3, peer, from, to};
+    int64_t end_ns = answer_end_ns();
+    int64_t can = 0;
+
+    return bench_peers_has(peers, peer) && send_numbers(peers, request, 5, end_ns) &&
+           receive(peers, 0, 1, end_ns, &can) && can != 0;
+}
+
 double bench_peers_run(bench_peers *peers, const bench_peer_run *run)
 {
     const bench_view *view = run->view;
@@ -288,7 +298,8 @@ double bench_peers_run(bench_peers *peers, const bench_peer_run *run)
     int64_t task[] = {run->peer,       run->threads,         run->warm,
                       run->n_calls,    n_tokens,             view->n_planes,
                       cache->n_pages * cache->page_size,     2 * cache->n_heads / view->n_planes,
-                      view->row_bytes, run->source_bytes,    run->stride_bytes};
+                      view->row_bytes, run->source_bytes,    run->stride_bytes,
+                      run->src_dtype,  cache->dtype,         run->factor_bits};
     int64_t n_fields = (int64_t)(sizeof task / sizeof task[0]);
     int64_t head[] = {RUN, n_fields + run->n_calls * n_tokens};
     int64_t end_ns = answer_end_ns();

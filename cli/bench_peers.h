@@ -36,6 +36,8 @@ typedef struct bench_peer_run {
     int64_t           n_calls;
     int64_t           source_bytes; /* of the first call: from the start of the source memory */
     int64_t           stride_bytes; /* from the source of one call to the next */
+    pkv_dtype         src_dtype;    /* of a conversion to the view's dtype; 0: a copy */
+    uint32_t          factor_bits;  /* a float that elements are multiplied by; 0: none */
 } bench_peer_run;
 
 /* "numpy" and "index_copy_". */
@@ -53,6 +55,9 @@ void bench_peers_open(bench_peers *peers, const bench_memory *memory, bool huge_
 
 /* Does this peer take part? */
 bool bench_peers_has(const bench_peers *peers, int peer);
+
+/* Can this one convert between these types?  A question to the child. */
+bool bench_peers_converts(bench_peers *peers, int peer, pkv_dtype from, pkv_dtype to);
 
 /* Time of all calls in ns; 0 where the child has failed, and no peer has any more. */
 double bench_peers_run(bench_peers *peers, const bench_peer_run *run);

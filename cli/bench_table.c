@@ -13,6 +13,7 @@ const bench_row bench_row_null = {
     .tokens = -1,
     .num_slices = -1,
     .pages = -1,
+    .layers = -1,
     .threads = -1,
     .rounds = -1,
     .huge_pages = -1,
@@ -29,6 +30,7 @@ const bench_row bench_row_null = {
     .memcpy_fraction = -1,
     .numpy_fraction = -1,
     .index_copy_fraction = -1,
+    .calls_fraction = -1,
     .linked_list_fraction = -1,
     .adjacent_fraction = -1,
     .used_fraction = -1,
@@ -72,9 +74,11 @@ static const field fields[] = {
     {"tokens", COUNT, offsetof(bench_row, tokens)},
     {"num_slices", COUNT, offsetof(bench_row, num_slices)},
     {"pages", COUNT, offsetof(bench_row, pages)},
+    {"layers", COUNT, offsetof(bench_row, layers)},
     {"source", TEXT, offsetof(bench_row, source)},
-    {"src_dtype", TEXT, offsetof(bench_row, dtype)},
+    {"src_dtype", TEXT, offsetof(bench_row, src_dtype)},
     {"cache_dtype", TEXT, offsetof(bench_row, dtype)},
+    {"scales", TEXT, offsetof(bench_row, scales)},
     {"isa", TEXT, offsetof(bench_row, isa)},
     {"threads", COUNT, offsetof(bench_row, threads)},
     {"huge_pages", TRUTH, offsetof(bench_row, huge_pages)},
@@ -94,6 +98,7 @@ static const field fields[] = {
     {"memcpy_fraction", NUMBER, offsetof(bench_row, memcpy_fraction)},
     {"numpy_fraction", NUMBER, offsetof(bench_row, numpy_fraction)},
     {"index_copy_fraction", NUMBER, offsetof(bench_row, index_copy_fraction)},
+    {"calls_fraction", NUMBER, offsetof(bench_row, calls_fraction)},
     {"linked_list_fraction", NUMBER, offsetof(bench_row, linked_list_fraction)},
     {"adjacent_fraction", NUMBER, offsetof(bench_row, adjacent_fraction)},
     {"used_fraction", NUMBER, offsetof(bench_row, used_fraction)},
@@ -140,15 +145,10 @@ json_t *bench_rows_to_json(const bench_results *results)
 
 /* ---- tables -------------------------------------------------------------- */
 
-typedef struct short_text {
-    char s[16];
-} short_text;
-
-/* Three digits and a unit. */
-static short_text time_text(double ns)
+bench_text bench_time_text(double ns)
 {
     static const char *const units[] = {"ns", "us", "ms", "s"};
-    short_text out;
+    bench_text out;
     int        unit = 0;
 
     for (; unit < 3 && ns >= 999.5; unit++) {
@@ -158,10 +158,9 @@ static short_text time_text(double ns)
     return out;
 }
 
-/* Three digits, or a dash. */
-static short_text fraction_text(double fraction)
+bench_text bench_fraction_text(double fraction)
 {
-    short_text out = {"-"};
+    bench_text out = {"-"};
 
     if (fraction >= 0) {
         snprintf(out.s, sizeof out.s, "%.*f", fraction < 9.995 ? 2 : fraction < 99.95, fraction);
@@ -219,7 +218,7 @@ static const char *pattern_meaning(const bench_row *row)
 
 static void print_update_row(FILE *out, const bench_row *row, bool show_isa)
 {
-    short_text time = time_text(row->ns_median);
+    bench_text time = bench_time_text(row->ns_median);
     double     fractions[] = {row->limit_fraction, row->pattern_fraction, row->memcpy_fraction,
                               row->numpy_fraction, row->index_copy_fraction};
 
@@ -227,7 +226,7 @@ static void print_update_row(FILE *out, const bench_row *row, bool show_isa)
             row->source, (long long)row->threads, row->huge_pages > 0 ? "yes" : "no", time.s,
             row->bytes_per_s < 99.95e9, row->bytes_per_s / 1e9);
     for (size_t i = 0; i < sizeof fractions / sizeof fractions[0]; i++) {
-        fprintf(out, " %*s", i == 2 ? 6 : 5, fraction_text(fractions[i]).s);
+        fprintf(out, " %*s", i == 2 ? 6 : 5, bench_fraction_text(fractions[i]).s);
     }
     fprintf(out, "%s%s\n", show_isa ? " " : "", show_isa ? row->isa : "");
 }
@@ -238,7 +237,7 @@ static void print_update(FILE *out, const bench_results *r, bool show_isa)
 
     for (int64_t i = 0; i < r->n_rows; i++) {
         const bench_row *first = &r->rows[i];
-        if (!is_case(first, "update") || !opens_group(r, i)) {
+        if (!is_case(first, "update") || first->layers > 0 || !opens_group(r, i)) {
             continue;
         }
         any = true;
@@ -348,9 +347,10 @@ static void print_pool(FILE *out, const bench_results *r, int64_t huge_pages)
             any = true;
         }
         fprintf(out, "%-15s %9lld  %8s %8s %6s %9s %6s\n", row->pattern, (long long)row->pages,
-                time_text(row->ns_median).s, fraction_text(row->ns_per_page).s,
-                fraction_text(row->linked_list_fraction).s,
-                fraction_text(row->adjacent_fraction).s, fraction_text(row->used_fraction).s);
+                bench_time_text(row->ns_median).s, bench_fraction_text(row->ns_per_page).s,
+                bench_fraction_text(row->linked_list_fraction).s,
+                bench_fraction_text(row->adjacent_fraction).s,
+                bench_fraction_text(row->used_fraction).s);
     }
 }
 
@@ -363,6 +363,7 @@ void bench_print_tables(const bench_options *options, const bench_results *resul
     if (options->run_plan) {
         print_plan(out, results);
     }
+    bench_print_moves(results, out);
     if (options->run_pool) {
         print_pool(out, results, 0);
         print_pool(out, results, 1);
