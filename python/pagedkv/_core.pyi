@@ -4,7 +4,8 @@ from typing import Any
 
 def move(
     gather: bool, k: Any, v: Any | None, slices: Any, k_cache: Any, v_cache: Any | None, n: Any,
-    page_size: int | None, flags: int, /,
+    page_size: int | None, flags: int, k_scale: Any | None = ..., v_scale: Any | None = ...,
+    cache_dtype: str | None = ..., /,
 ) -> None: ...
 def check_slices(
     slices: Any, n: Any, n_tokens: int, n_slots: int, page_size: int, strict: bool, /,

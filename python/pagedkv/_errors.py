@@ -9,7 +9,7 @@ class Error(Exception):
     Attributes:
         status: the library's status, as in ``PKV_E_RANGE`` without the prefix.
         rule: which rule was broken (``PKV_RULE_*`` without the prefix), or ``""``.
-        index: the slice, request or token at fault, or -1.
+        index: the slice, request, token or head (of a scale) at fault, or -1.
         layer: the layer at fault in a call of many layers, or -1.
         value, limit: the value found and the bound that it broke, where there are any.
     """
@@ -63,7 +63,7 @@ _CLASSES = {1: InvalidError, 2: RangeError, 3: StrictError, 4: UnsupportedError,
 _RULES = (
     "", "COUNT", "NEW_KV_START", "KV_CACHE_START", "SLICE_LEN", "NEW_KV_END", "KV_CACHE_END",
     "SAME_PAGE", "NEW_KV_GAP", "KV_CACHE_OVERLAP", "COMPUTED", "SCHEDULED", "TABLE", "PAGE",
-    "CAPACITY", "SLOT", "LIMIT",
+    "CAPACITY", "SLOT", "LIMIT", "SCALE",
 )
 
 
@@ -103,6 +103,9 @@ def from_status(
     name = _RULES[rule] if 0 <= rule < len(_RULES) else ""
     words = _slice_words(name, value, limit, columns) if columns is not None else ""
     message = f"slice {index}: {words}" if words else line
+    if name == "SCALE":
+        message = (f"{'v' if value else 'k'}_scale: that of head {index} is not finite or is "
+                   "below 2**-126")
     if name == "COUNT":
         message = f"num_kv_update_slices={value} is not within 0..{limit}, the columns of slices"
     return _CLASSES.get(code, Error)(message, name, index, layer, value, limit)

@@ -128,7 +128,8 @@ def kv_cache_update(
     Args:
         kv_cache: ``[pages * page_size, C, D]``, written in place; any strides, but the last
             axis is contiguous.
-        kv: ``[T, C, D]``, the same dtype.
+        kv: ``[T, C, D]``, the same dtype, or one that :func:`pagedkv.kv_cache_update` converts
+            from; there are no scales here.
         slot_mapping: int32 ``[3, N]``, the slices of :func:`pagedkv.plan`.
         num_kv_update_slices: int32 ``[1]``, read when the operator runs.
         page_size: tokens a page. num_slices_per_block: not used on CPUs.

@@ -129,7 +129,7 @@ static int from_dlpack(array *a, PyObject *method)
 }
 
 /* JAX arrays never change, but its DLPack capsules do not say so. */
-static bool is_jax(PyObject *obj)
+bool array_is_jax(PyObject *obj)
 {
     PyObject *module = PyObject_GetAttrString((PyObject *)Py_TYPE(obj), "__module__");
     PyObject *utf8 = module != NULL && PyUnicode_Check(module) ? PyUnicode_AsUTF8String(module)
@@ -307,7 +307,7 @@ bool array_open(array *out, PyObject *obj, const char *name, bool writable)
         return fail_open(out, "is no array: it has neither DLPack nor an array interface "
                               "that says where its items lie");
     }
-    if (writable && (out->read_only || is_jax(obj))) {
+    if (writable && (out->read_only || array_is_jax(obj))) {
         array_close(out);
         return fail_open(out, "is read-only");
     }

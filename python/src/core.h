@@ -3,7 +3,9 @@
 #define PAGEDKV_PYTHON_CORE_H
 
 #define PY_SSIZE_T_CLEAN
+#ifndef Py_LIMITED_API            /* CMake says it too, in its own spelling */
 #define Py_LIMITED_API 0x030A0000 /* Python 3.10: one module for every later one */
+#endif
 #include <Python.h>
 
 #include <stdbool.h>
@@ -34,6 +36,9 @@ typedef struct array {
 /* Fills *out from NumPy, PyTorch or anything with DLPack.  False: exception set. */
 bool array_open(array *out, PyObject *obj, const char *name, bool writable);
 void array_close(array *a);
+
+/* A JAX array, which is never written. */
+bool array_is_jax(PyObject *obj);
 
 /* Once, when the module is made. */
 bool array_setup(void);

@@ -86,9 +86,44 @@ int32_t dtype_of_object(PyObject *dtype)
     return id;
 }
 
+pkv_dtype dtype_to_library(int32_t dtype)
+{
+    switch (dtype) {
+    case DTYPE_ID(2, 32): return PKV_DTYPE_F32;
+    case DTYPE_ID(2, 16): return PKV_DTYPE_F16;
+    case DTYPE_ID(4, 16): return PKV_DTYPE_BF16;
+    case DTYPE_ID(10, 8): return PKV_DTYPE_FP8_E4M3;
+    case DTYPE_ID(12, 8): return PKV_DTYPE_FP8_E5M2;
+    case DTYPE_ID(0, 8): return PKV_DTYPE_INT8;
+    case DTYPE_PACKED_INT4: return PKV_DTYPE_INT4;
+    default: return 0;
+    }
+}
+
+int32_t dtype_of_cache(const char *name)
+{
+    if (strcmp(name, "int4") == 0) {
+        return DTYPE_PACKED_INT4;
+    }
+    for (size_t i = 0; i < sizeof names / sizeof names[0]; i++) {
+        if (strcmp(names[i].name, name) == 0 && dtype_to_library(names[i].id) != 0) {
+            return names[i].id;
+        }
+    }
+    return DTYPE_NONE;
+}
+
+int64_t dtype_item_bits(int32_t dtype)
+{
+    return dtype == DTYPE_PACKED_INT4 ? 8 : dtype & 0xff;
+}
+
 const char *dtype_name(int32_t dtype)
 {
     static char number[NAME_BYTES];
+    if (dtype == DTYPE_PACKED_INT4) {
+        return "int4, two a byte";
+    }
     if (dtype >= OTHERS && dtype < OTHERS + n_others) {
         return others[dtype - OTHERS];
     }

@@ -1,20 +1,9 @@
 /* Update and gather: arrays to views, views to the library. */
-#include "core.h"
-
-#include <stdio.h>
-
-/* The arrays of one call; V is absent in the combined form. */
-typedef struct call {
-    array      k, v, slices, k_cache, v_cache, count;
-    bool       gather, apart;
-    int32_t    n;
-    uint32_t   flags;
-    int64_t    page_size; /* 0: what a 4-D cache says; of a 3-D one, all that strict mode needs */
-    pkv_slices plan;
-} call;
+#include "dtype.h"
+#include "move.h"
 
 enum { ARG_GATHER, ARG_K, ARG_V, ARG_SLICES, ARG_K_CACHE, ARG_V_CACHE, ARG_N, ARG_PAGE_SIZE,
-       ARG_FLAGS, N_ARGS };
+       ARG_FLAGS, N_ARGS, ARG_K_SCALE = N_ARGS, ARG_V_SCALE, ARG_CACHE_DTYPE, N_SCALED_ARGS };
 
 /* Below this, waking a thread that sleeps takes longer than it saves. */
 static const int64_t THREADS_FROM_BYTES = 4 << 20;
@@ -90,169 +79,12 @@ bool slices_open(pkv_slices *out, const array *a, int32_t *n)
     return true;
 }
 
-/* Opaque items of the same size; wider ones are several of 32 bits. */
-static bool opaque_dtype(const array *a, pkv_dtype *dtype, int64_t *head_dim)
+/* A cache that is refused with its scales and not without them. */
+static bool is_fault_of_scales(const pkv_cache *cache)
 {
-    int64_t items = a->shape[a->n_dims - 1];
-    switch (a->item_bytes) {
-    case 1: *dtype = PKV_DTYPE_BITS8; break;
-    case 2: *dtype = PKV_DTYPE_BITS16; break;
-    case 4: *dtype = PKV_DTYPE_BITS32; break;
-    case 8: *dtype = PKV_DTYPE_BITS32; items *= 2; break;
-    case 16: *dtype = PKV_DTYPE_BITS32; items *= 4; break;
-    default: raise_unsupported("%s: has items of %lld bytes", a->name, (long long)a->item_bytes);
-             return false;
-    }
-    *head_dim = items;
-    return true;
-}
-
-static bool last_is_dense(const array *a)
-{
-    int last = a->n_dims - 1;
-    if (a->shape[last] > 1 && a->stride_bytes[last] != a->item_bytes) {
-        raise_invalid("%s: its last axis is not contiguous", a->name);
-        return false;
-    }
-    return true;
-}
-
-/* Rows [T, H, D]. */
-static bool rows_plane(const array *a, pkv_rows_plane *out, pkv_dtype *dtype)
-{
-    if (a->n_dims != 3) {
-        raise_invalid("%s: has %d dimensions, not the 3 of [tokens, heads, head_dim]", a->name,
-                      a->n_dims);
-        return false;
-    }
-    if ((a->shape[0] > 0 && !last_is_dense(a)) || !opaque_dtype(a, dtype, &out->head_dim)) {
-        return false;
-    }
-    out->data = a->data;
-    if (a->shape[0] == 0) { /* strides of nothing are whatever a library says: zeros, often */
-        out->head_stride_bytes = a->shape[2] * a->item_bytes;
-        return true;
-    }
-    out->token_stride_bytes = a->shape[0] > 1 ? a->stride_bytes[0] : 0;
-    out->head_stride_bytes = a->shape[1] > 1 ? a->stride_bytes[1] : 0;
-    return true;
-}
-
-/* A cache [P*S, H, D] or [P, S, H, D]; sizes go to `cache`. */
-static bool cache_plane(call *c, const array *a, pkv_cache *cache, pkv_plane *out)
-{
-    int     paged = a->n_dims == 4;
-    int64_t page_size = paged ? a->shape[1] : c->page_size > 0 ? c->page_size : 1;
-    if (a->n_dims != 3 && !paged) {
-        raise_invalid("%s: has %d dimensions, neither [pages * page_size, heads, head_dim] nor "
-                      "[pages, page_size, heads, head_dim]", a->name, a->n_dims);
-        return false;
-    }
-    if (!paged && c->page_size == 0 && (c->flags & PKV_UPDATE_STRICT) != 0) {
-        raise_invalid("page_size: strict mode needs it for a cache of 3 dimensions");
-        return false;
-    }
-    if (paged && c->page_size > 0 && c->page_size != page_size) {
-        raise_invalid("page_size: is %lld, but %s has pages of %lld", (long long)c->page_size,
-                      a->name, (long long)page_size);
-        return false;
-    }
-    if (page_size < 1 || (!paged && a->shape[0] % page_size != 0)) {
-        raise_invalid("%s: its %lld slots are no whole number of pages of %lld", a->name,
-                      (long long)a->shape[0], (long long)page_size);
-        return false;
-    }
-    if (!last_is_dense(a) || !opaque_dtype(a, &cache->dtype, &out->head_dim)) {
-        return false;
-    }
-    cache->page_size = page_size;
-    cache->n_pages = paged ? a->shape[0] : a->shape[0] / page_size;
-    cache->n_heads = a->shape[a->n_dims - 2];
-    out->data = a->data;
-    out->token_stride_bytes = a->stride_bytes[paged];
-    out->head_stride_bytes = a->stride_bytes[paged + 1];
-    if (__builtin_mul_overflow(a->stride_bytes[0], paged ? 1 : page_size,
-                               &out->page_stride_bytes)) {
-        raise_invalid("%s: has a stride that overflows", a->name);
-        return false;
-    }
-    return true;
-}
-
-static bool same_dtype(const array *a, const array *b)
-{
-    if (a->dtype != b->dtype || a->item_bytes != b->item_bytes) {
-        /* dtype_name may use one buffer for both. */
-        char first[64];
-        snprintf(first, sizeof first, "%s", dtype_name(a->dtype));
-        raise_invalid("%s: holds %s, but %s holds %s; a copy keeps the bits, so both must be the "
-                      "same", a->name, first, b->name, dtype_name(b->dtype));
-        return false;
-    }
-    return true;
-}
-
-/* What the library would say of "shapes", in the words of the arguments. */
-static bool same_shape(const array *rows, const array *cache)
-{
-    int64_t heads = cache->shape[cache->n_dims - 2], dim = cache->shape[cache->n_dims - 1];
-    if (rows->shape[1] != heads || rows->shape[2] != dim) {
-        raise_invalid("%s: has heads of [%lld, %lld], but %s of [%lld, %lld]", rows->name,
-                      (long long)rows->shape[1], (long long)rows->shape[2], cache->name,
-                      (long long)heads, (long long)dim);
-        return false;
-    }
-    return true;
-}
-
-/* Both caches are of one shape but for the head_dim. */
-static bool same_pages(const pkv_cache *k, const pkv_cache *v)
-{
-    if (k->n_pages != v->n_pages || k->page_size != v->page_size || k->n_heads != v->n_heads ||
-        k->dtype != v->dtype) {
-        raise_invalid("value_cache: differs from key_cache in pages, page size, heads or dtype");
-        return false;
-    }
-    return true;
-}
-
-static bool build(call *c, pkv_cache *cache, pkv_rows *rows)
-{
-    *cache = (pkv_cache){.struct_size = sizeof *cache};
-    *rows = (pkv_rows){.struct_size = sizeof *rows};
-    if (!rows_plane(&c->k, &rows->k, &rows->dtype) ||
-        !cache_plane(c, &c->k_cache, cache, &cache->k) || !same_dtype(&c->k, &c->k_cache) ||
-        !same_shape(&c->k, &c->k_cache)) {
-        return false;
-    }
-    rows->n_tokens = c->k.shape[0];
-    rows->n_heads = c->k.shape[1];
-    if (!c->apart) {
-        return true;
-    }
-    pkv_cache v_cache = *cache;
-    pkv_dtype v_dtype;
-    if (!rows_plane(&c->v, &rows->v, &v_dtype) ||
-        !cache_plane(c, &c->v_cache, &v_cache, &cache->v) || !same_dtype(&c->v, &c->v_cache) ||
-        !same_dtype(&c->v, &c->k) || !same_shape(&c->v, &c->v_cache) ||
-        !same_pages(cache, &v_cache)) {
-        return false;
-    }
-    if (c->v.shape[0] != c->k.shape[0] || c->v.shape[1] != c->k.shape[1]) {
-        raise_invalid("%s: differs from %s in tokens or heads", c->v.name, c->k.name);
-        return false;
-    }
-    return true;
-}
-
-/* pkv_new_kv is pkv_rows with const pointers. */
-static pkv_new_kv source_of(const pkv_rows *r)
-{
-    return (pkv_new_kv){
-        .struct_size = sizeof(pkv_new_kv), .n_tokens = r->n_tokens, .n_heads = r->n_heads,
-        .dtype = r->dtype,
-        .k = {r->k.data, r->k.token_stride_bytes, r->k.head_stride_bytes, r->k.head_dim},
-        .v = {r->v.data, r->v.token_stride_bytes, r->v.head_stride_bytes, r->v.head_dim}};
+    pkv_cache bare = *cache;
+    bare.k_scales = bare.v_scales = (pkv_scales){0};
+    return pkv_cache_check(&bare, NULL) == PKV_OK;
 }
 
 /* The library speaks of caches and rows, the caller of arguments. */
@@ -261,10 +93,18 @@ static void raise_refusal(const call *c, const pkv_cache *cache, const pkv_rows 
 {
     const char *sep = c->apart ? ", " : "", *k_cache = c->k_cache.name, *k = c->k.name;
     const char *v_cache = c->apart ? c->v_cache.name : "", *v = c->apart ? c->v.name : "";
-    pkv_new_kv  source = source_of(rows);
+    const bool  both = c->k_scale.given && c->v_scale.given;
+    pkv_new_kv  source = views_source(rows);
     pkv_error   why;
-    if (err->code != PKV_E_INVALID || err->rule != PKV_RULE_NONE) {
+    if (err->rule == PKV_RULE_SCALE) {
+        raise_error(err, NULL);
+    } else if (err->code == PKV_E_UNSUPPORTED) {
+        views_refuse_dtypes(c);
+    } else if (err->code != PKV_E_INVALID || err->rule != PKV_RULE_NONE) {
         raise_error(err, err->rule >= PKV_RULE_NEW_KV_START ? &c->plan : NULL);
+    } else if (pkv_cache_check(cache, &why) != PKV_OK && is_fault_of_scales(cache)) {
+        raise_invalid("%s%s%s: %s", c->k_scale.given ? "k_scale" : "", both ? ", " : "",
+                      c->v_scale.given ? "v_scale" : "", why.what);
     } else if (pkv_cache_check(cache, &why) != PKV_OK) {
         raise_invalid("%s%s%s: %s", k_cache, sep, v_cache, why.what);
     } else if ((c->gather ? pkv_rows_check(rows, &why) : pkv_new_kv_check(&source, &why)) !=
@@ -292,7 +132,7 @@ static bool run(call *c)
     pkv_cache cache;
     pkv_rows  rows;
     pkv_error err;
-    if (!build(c, &cache, &rows)) {
+    if (!views_build(c, &cache, &rows)) {
         return false;
     }
     pkv_status      status;
@@ -301,7 +141,7 @@ static bool run(call *c)
     if (c->gather) {
         status = pkv_gather(&cache, &rows, &c->plan, &opts, &err);
     } else {
-        pkv_new_kv source = source_of(&rows);
+        pkv_new_kv source = views_source(&rows);
         status = pkv_update(&cache, &source, &c->plan, &opts, &err);
     }
     PyEval_RestoreThread(held);
@@ -327,15 +167,50 @@ static bool open_all(call *c, PyObject *const *args)
            read_count(c, args[ARG_N]) && slices_open(&c->plan, &c->slices, &c->n);
 }
 
+static bool read_cache_dtype(call *c, PyObject *obj)
+{
+    if (obj == Py_None) {
+        return true;
+    }
+    PyObject *utf8 = PyUnicode_Check(obj) ? PyUnicode_AsUTF8String(obj) : NULL;
+    c->cache_dtype = utf8 == NULL ? DTYPE_NONE : dtype_of_cache(PyBytes_AsString(utf8));
+    if (c->cache_dtype == DTYPE_NONE && !PyErr_Occurred()) {
+        raise_invalid("cache_dtype: is '%.40s', none of float32, float16, bfloat16, float8_e4m3fn, "
+                      "float8_e5m2, int8 and int4", utf8 == NULL ? "?" : PyBytes_AsString(utf8));
+    }
+    Py_XDECREF(utf8);
+    return c->cache_dtype != DTYPE_NONE;
+}
+
+static bool open_scales(call *c, PyObject *const *args)
+{
+    return scale_open(&c->k_scale, args[ARG_K_SCALE], "k_scale") &&
+           scale_open(&c->v_scale, args[ARG_V_SCALE], "v_scale") &&
+           read_cache_dtype(c, args[ARG_CACHE_DTYPE]);
+}
+
+static void close_all(call *c)
+{
+    array_close(&c->k);
+    array_close(&c->v);
+    array_close(&c->slices);
+    array_close(&c->k_cache);
+    array_close(&c->v_cache);
+    array_close(&c->count);
+    scale_close(&c->k_scale);
+    scale_close(&c->v_scale);
+}
+
 PyObject *core_move(PyObject *self, PyObject *const *args, Py_ssize_t n_args)
 {
     (void)self;
-    if (n_args != N_ARGS) {
-        PyErr_SetString(PyExc_TypeError, "move() takes 9 arguments");
+    if (n_args != N_ARGS && n_args != N_SCALED_ARGS) {
+        PyErr_SetString(PyExc_TypeError, "move() takes 9 or 12 arguments");
         return NULL;
     }
     call c = {.gather = args[ARG_GATHER] == Py_True,
               .apart = args[ARG_V] != Py_None,
+              .cache_dtype = DTYPE_NONE,
               .page_size = args[ARG_PAGE_SIZE] == Py_None ? 0
                                                           : PyLong_AsLongLong(args[ARG_PAGE_SIZE]),
               .flags = (uint32_t)PyLong_AsUnsignedLong(args[ARG_FLAGS])};
@@ -345,13 +220,8 @@ PyObject *core_move(PyObject *self, PyObject *const *args, Py_ssize_t n_args)
     if (args[ARG_PAGE_SIZE] != Py_None && c.page_size < 1) {
         return raise_invalid("page_size: is %lld, not 1 or more", (long long)c.page_size);
     }
-    bool ok = open_all(&c, args) && run(&c);
-    array_close(&c.k);
-    array_close(&c.v);
-    array_close(&c.slices);
-    array_close(&c.k_cache);
-    array_close(&c.v_cache);
-    array_close(&c.count);
+    bool ok = open_all(&c, args) && (n_args == N_ARGS || open_scales(&c, args)) && run(&c);
+    close_all(&c);
     if (!ok) {
         return NULL;
     }

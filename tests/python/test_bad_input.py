@@ -126,7 +126,8 @@ ARGUMENTS: dict[str, tuple[str, type[Exception], Callable[[], Any]]] = {
     "n: str": ("num_kv_update_slices", InvalidError, lambda: "4"),
     "n: float": ("num_kv_update_slices", InvalidError, lambda: 4.0),
     # dtypes
-    "new_kv: float16": ("new_kv", InvalidError, lambda: np.ones((TOKENS, HEADS, DIM), "f2")),
+    "new_kv: int16": ("new_kv", InvalidError, lambda: np.ones((TOKENS, HEADS, DIM), "i2")),
+    "new_kv: float64": ("new_kv", InvalidError, lambda: np.ones((TOKENS, HEADS, DIM))),
     "new_kv: int32": ("new_kv", InvalidError, lambda: np.ones((TOKENS, HEADS, DIM), "i4")),
     "new_kv: other endian": ("new_kv", InvalidError, lambda: np.ones((TOKENS, HEADS, DIM), ">f4")),
     "new_kv: objects": ("new_kv", InvalidError, lambda: np.full((TOKENS, HEADS, DIM), 1, object)),
@@ -136,7 +137,8 @@ ARGUMENTS: dict[str, tuple[str, type[Exception], Callable[[], Any]]] = {
     "new_kv: 32-byte items": (
         "new_kv", UnsupportedError, lambda: np.zeros((TOKENS, HEADS, DIM), np.clongdouble)),
     "kv_cache: float64": ("kv_cache", InvalidError, lambda: np.zeros(CACHE)),
-    "kv_cache: bfloat16": ("kv_cache", InvalidError, lambda: np.zeros(CACHE, ml_dtypes.bfloat16)),
+    "kv_cache: float8": (
+        "kv_cache", InvalidError, lambda: np.zeros(CACHE, ml_dtypes.float8_e4m3b11fnuz)),
     "slices: int64": ("slices", InvalidError, lambda: np.array(SLICES).T.copy()),
     "slices: uint32": ("slices", InvalidError, lambda: np.array(SLICES, np.uint32).T.copy()),
     "slices: float32": ("slices", InvalidError, lambda: np.array(SLICES, F4).T.copy()),

@@ -342,6 +342,30 @@ def test_one_compilation_serves_every_count() -> None:
     assert len(graphs) == 1
 
 
+@pytest.mark.parametrize("to", [torch.bfloat16, torch.float8_e4m3fn, torch.float8_e5m2])
+@pytest.mark.parametrize("source", [torch.float32, torch.float16])
+def test_conversions(source: torch.dtype, to: torch.dtype) -> None:
+    """Other dtypes on both sides are converted, without scales, in the graph too."""
+    a = arguments()
+    kv = (torch.arange(TOKENS * HEADS * DIM) / 7 - 9).reshape(TOKENS, HEADS, DIM).to(source)
+    cache = torch.zeros(SLOTS, HEADS, DIM, dtype=to)
+    want = bits(cache)
+    model.update(bits(kv.to(to)), model.columns(a["slot_mapping"].numpy(), 3), want)
+    rest = (kv, a["slot_mapping"], a["num_kv_update_slices"])
+    ops.kv_cache_update_(cache, *rest, PAGE, 8)
+    check_same(bits(cache), want)
+    torch._dynamo.reset()
+    run = torch.compile(lambda *t: ops.kv_cache_update_(*t, PAGE, 8), backend="aot_eager",
+                        fullgraph=True)
+    cache.zero_()
+    run(cache, *rest)
+    check_same(bits(cache), want)
+    keys, values = (torch.zeros(SLOTS, HEADS, DIM, dtype=to) for _ in range(2))
+    ops.kv_cache_update_separate_(keys, values, kv, kv, *rest[1:], PAGE)
+    check_same(bits(keys), want)
+    check_same(bits(values), want)
+
+
 def test_errors_leave_compiled_code() -> None:
     torch._dynamo.reset()
     run = torch.compile(lambda *t: ops.kv_cache_update_(*t, PAGE, 8), backend="aot_eager",
@@ -357,7 +381,7 @@ def test_errors_leave_compiled_code() -> None:
 
 
 BAD: dict[str, tuple[dict[str, Callable[[torch.Tensor], Any]], type[Exception], str, int]] = {
-    "dtype": ({"kv": lambda t: t.half()}, InvalidError, "float16", -1),
+    "dtype": ({"kv": lambda t: t.double()}, InvalidError, "float64", -1),
     "slices dtype": ({"slot_mapping": lambda t: t.long()}, InvalidError, "slices", -1),
     "slices shape": ({"slot_mapping": lambda t: t.T.contiguous()}, InvalidError, "slices", -1),
     "slices strides": ({"slot_mapping": lambda t: t.T.contiguous().T}, InvalidError, "slices", -1),

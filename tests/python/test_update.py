@@ -688,11 +688,11 @@ def refusals() -> dict[str, tuple[type[Exception], tuple[Any, Any, Any, Any]]]:
     read_only.flags.writeable = False
     far = np.array([[31], [0], [2]], np.int32)
     rows, slices, cache, _ = small()
-    fp8 = np.zeros((32, 2, 4), ml_dtypes.float8_e4m3fn)
+    other = np.zeros((32, 2, 4), np.uint8)
     return {
         "range": (pagedkv.RangeError, (rows, far, cache, 1)),
         "count": (pagedkv.RangeError, (rows, slices, cache, np.array([9], np.int32))),
-        "dtype": (pagedkv.InvalidError, (rows, slices, fp8, 1)),
+        "dtype": (pagedkv.InvalidError, (rows, slices, other, 1)),
         "read-only": (pagedkv.InvalidError, (rows, slices, read_only, 1)),
         "no array": (pagedkv.InvalidError, (rows, slices, cache, object())),
         "shape": (pagedkv.InvalidError, (rows[:, :1], slices, cache, 1)),
