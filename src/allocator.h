@@ -6,6 +6,14 @@
 
 enum { PKV_I_ALIGN_BYTES = 64 }; /* of what is taken */
 
+/* The next place for an array in one block of memory, aligned; *end moves behind it. */
+static inline uint64_t pkv_i_place_array(uint64_t *end, uint64_t bytes)
+{
+    uint64_t at = (*end + PKV_I_ALIGN_BYTES - 1) / PKV_I_ALIGN_BYTES * PKV_I_ALIGN_BYTES;
+    *end = at + bytes;
+    return at;
+}
+
 /*
  * Takes `bytes` from `given`, or from aligned_alloc() if that is NULL; *used
  * receives what gives them back.  PKV_E_INVALID, _UNSUPPORTED or _NO_MEMORY.

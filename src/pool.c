@@ -8,13 +8,6 @@ static const int64_t MAX_PAGES = (int64_t)1 << 30;
 
 /* ---- making one ------------------------------------------------------------------- */
 
-static uint64_t place_array(uint64_t *end, uint64_t bytes)
-{
-    uint64_t at = (*end + PKV_I_ALIGN_BYTES - 1) / PKV_I_ALIGN_BYTES * PKV_I_ALIGN_BYTES;
-    *end = at + bytes;
-    return at;
-}
-
 static void lay_out(pkv_pool *p, int64_t n_pages)
 {
     uint64_t end = sizeof *p, pages = (uint64_t)n_pages;
@@ -24,16 +17,17 @@ static void lay_out(pkv_pool *p, int64_t n_pages)
     while (p->ring_size < 2 * pages) {
         p->ring_size *= 2;
     }
-    p->at.pages = place_array(&end, pages * sizeof(pkv_i_page));
-    p->at.ring = place_array(&end, p->ring_size * sizeof(pkv_i_entry));
-    p->at.journal = place_array(&end, 2 * pages * sizeof(uint32_t));
-    p->at.noted = place_array(&end, pages * sizeof(uint32_t));
-    p->at.lost = place_array(&end, pages * sizeof(uint32_t));
-    p->at.is_lost = place_array(&end, (pages + 63) / 64 * sizeof(uint64_t));
-    p->at.bits = place_array(&end, (uint64_t)p->n_blocks * PKV_I_BLOCK_WORDS * sizeof(uint64_t));
-    p->at.bound = place_array(&end, (uint64_t)p->n_blocks * sizeof(uint16_t));
-    p->at.bound_before = place_array(&end, (uint64_t)p->n_blocks * sizeof(uint16_t));
-    p->at.total = place_array(&end, 0);
+    p->at.pages = pkv_i_place_array(&end, pages * sizeof(pkv_i_page));
+    p->at.ring = pkv_i_place_array(&end, p->ring_size * sizeof(pkv_i_entry));
+    p->at.journal = pkv_i_place_array(&end, 2 * pages * sizeof(uint32_t));
+    p->at.noted = pkv_i_place_array(&end, pages * sizeof(uint32_t));
+    p->at.lost = pkv_i_place_array(&end, pages * sizeof(uint32_t));
+    p->at.is_lost = pkv_i_place_array(&end, (pages + 63) / 64 * sizeof(uint64_t));
+    p->at.bits = pkv_i_place_array(&end, (uint64_t)p->n_blocks * PKV_I_BLOCK_WORDS *
+                                             sizeof(uint64_t));
+    p->at.bound = pkv_i_place_array(&end, (uint64_t)p->n_blocks * sizeof(uint16_t));
+    p->at.bound_before = pkv_i_place_array(&end, (uint64_t)p->n_blocks * sizeof(uint16_t));
+    p->at.total = pkv_i_place_array(&end, 0);
 }
 
 static pkv_status check_config(const pkv_pool_config *c, pkv_error *err)

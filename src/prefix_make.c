@@ -6,13 +6,6 @@
 
 static const int64_t MAX_PAGE_SIZE = (int64_t)1 << 20, MAX_EVENTS = (int64_t)1 << 30;
 
-static uint64_t place_array(uint64_t *end, uint64_t bytes)
-{
-    uint64_t at = (*end + PKV_I_ALIGN_BYTES - 1) / PKV_I_ALIGN_BYTES * PKV_I_ALIGN_BYTES;
-    *end = at + bytes;
-    return at;
-}
-
 static pkv_status check_config(const pkv_prefix_config *c, pkv_error *err)
 {
     PKV_I_TRY(pkv_i_check_struct(c, sizeof *c, err));
@@ -54,11 +47,11 @@ static pkv_status lay_out(const pkv_prefix_config *c, const pkv_pool *pool, pkv_
     memcpy(&p->config, c, sizeof p->config);
     p->content_bytes = (sizeof(pkv_i_content) + (uint64_t)c->page_size * sizeof(int32_t) + 7) /
                        8 * 8;
-    p->at.heads = place_array(&end, n_heads * sizeof(int32_t));
-    p->at.contents = place_array(&end, (uint64_t)n_pages * p->content_bytes);
-    p->at.twins = place_array(&end, (uint64_t)n_pages * sizeof(pkv_i_twins));
-    p->at.log = place_array(&end, (uint64_t)c->max_events * sizeof(pkv_i_logged));
-    p->at.total = place_array(&end, 0);
+    p->at.heads = pkv_i_place_array(&end, n_heads * sizeof(int32_t));
+    p->at.contents = pkv_i_place_array(&end, (uint64_t)n_pages * p->content_bytes);
+    p->at.twins = pkv_i_place_array(&end, (uint64_t)n_pages * sizeof(pkv_i_twins));
+    p->at.log = pkv_i_place_array(&end, (uint64_t)c->max_events * sizeof(pkv_i_logged));
+    p->at.total = pkv_i_place_array(&end, 0);
     return PKV_OK;
 }
 

@@ -9,16 +9,6 @@ static const int64_t MAX_SEQS = (int64_t)1 << 20, MAX_WIDTH = (int64_t)1 << 30;
 
 /* ---- making a table --------------------------------------------------------------- */
 
-static bool place_array(uint64_t *end, uint64_t n, uint64_t item_bytes, uint64_t *at)
-{
-    uint64_t bytes = 0;
-    if (PKV_I_MUL(n, item_bytes, &bytes) || PKV_I_ADD(*end, (uint64_t)PKV_I_ALIGN_BYTES - 1, end)) {
-        return false;
-    }
-    *at = *end / PKV_I_ALIGN_BYTES * PKV_I_ALIGN_BYTES;
-    return !PKV_I_ADD(*at, bytes, end);
-}
-
 static pkv_status lay_out(const pkv_seqs_config *c, pkv_seqs *s, pkv_error *err)
 {
     PKV_I_TRY(pkv_i_check_struct(c, sizeof *c, err));
@@ -36,13 +26,12 @@ static pkv_status lay_out(const pkv_seqs_config *c, pkv_seqs *s, pkv_error *err)
     uint64_t      end = sizeof *s, n = (uint64_t)c->max_seqs, n_rows = n * (uint64_t)n_groups;
     *s = (pkv_seqs){.magic = SEQS_MAGIC, .max_seqs = c->max_seqs, .n_groups = n_groups,
                     .width = c->max_pages_per_seq, .page_size = c->page_size};
-    if (!place_array(&end, n, sizeof(pkv_i_seq), &s->at.seqs) ||
-        !place_array(&end, n, sizeof(int32_t), &s->at.step) ||
-        !place_array(&end, n_rows, sizeof(int32_t), &s->at.replaced) ||
-        !place_array(&end, n_rows * (uint64_t)s->width, sizeof(int32_t), &s->at.table) ||
-        !place_array(&end, 0, 1, &s->at.total) || s->at.total > PTRDIFF_MAX) {
-        return pkv_i_fail(err, PKV_E_INVALID, "the table would exceed the address space");
-    }
+    /* Nothing overflows: rows are at most 2^23, of 2^30 entries. */
+    s->at.seqs = pkv_i_place_array(&end, n * sizeof(pkv_i_seq));
+    s->at.step = pkv_i_place_array(&end, n * sizeof(int32_t));
+    s->at.replaced = pkv_i_place_array(&end, n_rows * sizeof(int32_t));
+    s->at.table = pkv_i_place_array(&end, n_rows * (uint64_t)s->width * sizeof(int32_t));
+    s->at.total = pkv_i_place_array(&end, 0);
     return PKV_OK;
 }
 
