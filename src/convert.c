@@ -187,7 +187,9 @@ static void cast_in_turns(const pkv_i_converter *c, pkv_i_vectors v[2])
             c->cast(&v[i], scaling_of(c, i));
             v[i].dst += v[i].dst_stride_bytes;
             v[i].src += v[i].src_stride_bytes;
-            v[i].scale += v[i].scale_stride_bytes;
+            if (v[i].scale != NULL) {
+                v[i].scale += v[i].scale_stride_bytes;
+            }
         }
     }
 }

@@ -195,6 +195,9 @@ static bool planes_meet(const pkv_i_plane *k, const pkv_i_plane *v, const axes *
     if (k_at + (uint64_t)k->span_bytes <= v_at || v_at + (uint64_t)v->span_bytes <= k_at) {
         return false;
     }
+    if (k_axes->n != v_axes->n) {
+        return true; /* given scales inside the span of others: not looked at further */
+    }
     const int64_t delta = (int64_t)(v_at - k_at);
     const int     first = first_same_axis(k_axes, v_axes);
     if (first == 0 && v_fits_behind_k(k_axes, delta, k->head_bytes, v->head_bytes)) {

@@ -30,7 +30,7 @@ static const char *check_kind(const pkv_i_view *view, int which, const pkv_scale
     if (view->dtype < PKV_DTYPE_FP8_E4M3 || view->dtype > PKV_DTYPE_INT4) {
         return "scales are for fp8, int8 and int4";
     }
-    if (given->data == NULL) {
+    if (given->data == NULL && view->plane[0].data != NULL) { /* else it is being sized */
         return "scales without data";
     }
     const bool by_group = given->kind == PKV_SCALES_GROUP;
@@ -63,6 +63,9 @@ static const char *check_apart(const pkv_i_view *view, int which)
     const char   *wrong = pkv_i_plane_check(own_sizes, &own);
     if (wrong != NULL) {
         return "a stride of the scales is negative or too small, or they overflow";
+    }
+    if (own.data == NULL) {
+        return NULL;
     }
     for (int i = 0; i < view->n_planes; i++) {
         if (view->plane[i].data != NULL &&

@@ -329,6 +329,27 @@ static void test_scales_that_overlap_elements(void **state)
     call_end(&c);
 }
 
+/* Given scales are read while elements are written: of a late token, or in what V computes. */
+static void test_given_scales_in_written_memory(void **state)
+{
+    (void)state;
+    for (int32_t kind = PKV_SCALES_TENSOR; kind <= PKV_SCALES_HEAD; kind++) {
+        call c;
+        call_init(&c, PKV_DTYPE_INT8, PKV_SCALES_TOKEN_HEAD);
+        char *const   k = c.cache.k.data, *const v_scales = c.cache.v_scales.data;
+        const int64_t token = H * D, k_bytes = 5 * S * token, s_bytes = 5 * S * H * 4;
+        char *const   places[] = {k, k + token, k + 7 * token + D, k + k_bytes - 4,
+                                  v_scales, v_scales + 4 * H, v_scales + s_bytes - 4};
+        for (int i = 0; i < 7; i++) {
+            c.cache.k_scales = (pkv_scales){.data = places[i], .kind = kind,
+                                            .head_stride_bytes = 4};
+            refuse_view(&c, "given scales in written memory",
+                        i < 4 ? "scales and elements overlap" : "scales of K and of V");
+        }
+        call_end(&c);
+    }
+}
+
 /* One scale in the elements of another head vector, everything else inside the page. */
 static void test_one_scale_inside_elements(void **state)
 {
@@ -385,6 +406,7 @@ int main(void)
         cmocka_unit_test(test_strides_and_data),
         cmocka_unit_test(test_kinds),
         cmocka_unit_test(test_scales_that_overlap_elements),
+        cmocka_unit_test(test_given_scales_in_written_memory),
         cmocka_unit_test(test_one_scale_inside_elements),
         cmocka_unit_test(test_rows_that_overlap_scales),
     };

@@ -32,7 +32,8 @@ typedef struct pkv_page_copy {
  *            Page size, heads and head_dim are those of the source; layout,
  *            number of pages and dtype may differ.
  * group_ids  [n_layers] group of each layer; NULL: all 0.
- * copies     [n_copies].  A copy of a group that no layer has does nothing.
+ * copies     [n_copies].  A copy of a group that no layer has moves nothing;
+ *            that no page is named twice holds for it as well.
  *
  * Within a group no page is written twice.  With dsts NULL no page that is
  * written is read by any of the copies: chains and cycles are refused, for their
@@ -47,8 +48,8 @@ typedef struct pkv_page_copy {
  *
  * Returns
  *     PKV_OK             all are copied.
- *     PKV_E_INVALID      a NULL, a view that its check refuses, shapes or group
- *                        ids that do not fit, memory that overlaps.
+ *     PKV_E_INVALID      a NULL, a view that its check refuses, shapes that
+ *                        do not fit, memory that overlaps.
  *     PKV_E_RANGE        err->index names the copy: rule PAGE for a page of
  *                        neither cache, one that is written twice, or one that is
  *                        written and read (err->value: the page); rule SLICE_LEN
@@ -73,7 +74,8 @@ PKV_API pkv_status pkv_copy_pages(const pkv_cache *srcs, const pkv_cache *dsts,
  *
  * out            [n_layers], receives a view for each layer: K [S, H, Dk], then V
  *                [S, H, Dv], then computed scales of K and of V [S, H, groups].
- *                Given scales are those of the layer, at their place.
+ *                Given scales are those of the layer, at their place.  A layer with
+ *                PKV_CACHE_SHARED gets room of its own: leave it out.
  * struct_size    sizeof(*out), which is also the distance between its elements.
  * layers         [n_layers], the caches.
  * buffer         n_pages * *page_bytes_out bytes, any alignment; NULL: to ask for

@@ -32,32 +32,38 @@ enum { MOST_f32 = 1, MOST_f16 = 1, MOST_bf16 = 1 };
 
 /* ---- vectors -------------------------------------------------------------------------------- */
 
-/* What a group's elements are multiplied by; a computed scale is stored. */
+/*
+ * What a group's elements are multiplied by; a computed scale is stored.  Without
+ * scales there is no address to count from: `at` is added where there are some.
+ */
 #define CAST(from, to, from_dtype, to_dtype)                                              \
     PKV_I_TARGET static inline float factor_##from##_##to(                                \
-        const char *src, size_t n, char *scale, pkv_i_scaling scaling)                    \
+        const char *src, size_t n, char *scales, ptrdiff_t at, pkv_i_scaling scaling)     \
     {                                                                                     \
         float s = 1.0f;                                                                   \
+        if (scaling == PKV_I_SCALE_NONE) {                                                \
+            return s;                                                                     \
+        }                                                                                 \
         if (scaling == PKV_I_SCALE_COMPUTED) {                                            \
             s = scale_of(largest_##from(src, n), MOST_##to);                              \
-            memcpy(scale, &s, sizeof s);                                                  \
-        } else if (scaling != PKV_I_SCALE_NONE) {                                         \
-            memcpy(&s, scale, sizeof s);                                                  \
+            memcpy(scales + at, &s, sizeof s);                                            \
+        } else {                                                                          \
+            memcpy(&s, scales + at, sizeof s);                                            \
         }                                                                                 \
-        return scaling == PKV_I_SCALE_BACK || scaling == PKV_I_SCALE_NONE ? s : 1.0f / s; \
+        return scaling == PKV_I_SCALE_BACK ? s : 1.0f / s;                                \
     }                                                                                     \
     PKV_I_TARGET static void cast_##from##_##to(const pkv_i_vectors *v, pkv_i_scaling scaling) \
     {                                                                                     \
         for (size_t i = 0; i < v->n_vectors; i++) {                                       \
             const char *src = v->src + (ptrdiff_t)i * v->src_stride_bytes;                \
             char       *dst = v->dst + (ptrdiff_t)i * v->dst_stride_bytes;                \
-            char       *scale = v->scale + (ptrdiff_t)i * v->scale_stride_bytes;          \
+            ptrdiff_t   scale_at = (ptrdiff_t)i * v->scale_stride_bytes;                  \
             for (size_t at = 0; at < v->n; at += v->group) {                              \
-                float factor = factor_##from##_##to(src, v->group, scale, scaling);       \
+                float factor = factor_##from##_##to(src, v->group, v->scale, scale_at, scaling); \
                 loop_##from##_##to(dst, src, v->group, factor);                           \
                 src += v->group * BITS_##from / 8;                                        \
                 dst += v->group * BITS_##to / 8;                                          \
-                scale += sizeof(float);                                                   \
+                scale_at += (ptrdiff_t)sizeof(float);                                     \
             }                                                                             \
         }                                                                                 \
     }

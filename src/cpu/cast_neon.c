@@ -1,5 +1,5 @@
-/* Conversions for AArch64, of which NEON is part. */
-#if defined(__aarch64__)
+/* Conversions for AArch64, of which NEON is part; lanes and bytes in the same order. */
+#if defined(__aarch64__) && __BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__
 
 #include <arm_neon.h>
 #include <string.h>
