@@ -263,9 +263,8 @@ static void convert_pages(const move *m, pkv_i_worker *w, const pkv_i_view *src,
 static void run_part(void *ctx, int32_t part)
 {
     const move   *m = ctx;
-    const int64_t share = m->n_copies / m->n_parts, over = m->n_copies % m->n_parts;
-    const int64_t from = share * part + over * part / m->n_parts;
-    const int64_t to = share * (part + 1) + over * (part + 1) / m->n_parts;
+    const int64_t from = pkv_i_part_begin(m->n_copies, m->n_parts, part);
+    const int64_t to = pkv_i_part_begin(m->n_copies, m->n_parts, part + 1);
     pkv_i_worker  w;
     w.kernels = m->kernels;
     w.stream = m->stream;

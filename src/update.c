@@ -180,10 +180,8 @@ static void convert_layer(const call *c, pkv_i_worker *w, const pkv_i_view *cach
 static void run_part(void *ctx, int32_t part)
 {
     const call *c = ctx;
-    /* In this order the product cannot overflow. */
-    const int64_t share = c->payload_bytes / c->n_parts, over = c->payload_bytes % c->n_parts;
-    const int64_t lo = share * part + over * part / c->n_parts;
-    const int64_t hi = share * (part + 1) + over * (part + 1) / c->n_parts;
+    const int64_t lo = pkv_i_part_begin(c->payload_bytes, c->n_parts, part);
+    const int64_t hi = pkv_i_part_begin(c->payload_bytes, c->n_parts, part + 1);
     int64_t       base = 0; /* payload of the layers before */
     pkv_i_worker  w; /* its runs are filled as they come: clearing them would cost 48 lines */
     w.kernels = c->kernels;
