@@ -121,11 +121,9 @@ void seq_world_init(seq_world *w, const seq_shape *shape, seq_draw draw, void *u
 
 void seq_world_free(seq_world *w)
 {
-    pkv_error       err;
-    pkv_pool_counts counts = {.struct_size = sizeof counts};
+    pkv_error err;
     expect_ok(pkv_seqs_clear(w->seqs, &err), &err);
-    expect_ok(pkv_pool_stats(w->pool, &counts, &err), &err);
-    assert_int_equal(counts.n_used, 0);
+    assert_int_equal(seq_pool_counts(w).n_used, 0);
     expect_ok(pkv_seqs_check(w->seqs, 1, &err), &err);
     expect_ok(pkv_prefix_check(w->index, &err), &err);
     pkv_seqs_destroy(w->seqs); /* all three do nothing */
@@ -174,11 +172,9 @@ void seq_expect_same(const seq_world *w, int which)
 /* All that tells two worlds apart, in one number. */
 static uint64_t digest(seq_world *w)
 {
-    pkv_error       err;
-    pkv_pool_counts counts = {.struct_size = sizeof counts};
-    uint64_t        sum = 0;
-    expect_ok(pkv_pool_stats(w->pool, &counts, &err), &err);
-    sum = XXH3_64bits_withSeed(&counts, sizeof counts, sum);
+    pkv_error             err;
+    const pkv_pool_counts counts = seq_pool_counts(w);
+    uint64_t              sum = XXH3_64bits_withSeed(&counts, sizeof counts, 0);
     for (int64_t s = 0; s < w->shape.max_seqs; s++) {
         if (w->seq[s].handle == 0) {
             continue;
@@ -240,6 +236,14 @@ pkv_seq_state seq_info(const seq_world *w, const seq_model *m)
     info.struct_size = sizeof info;
     expect_ok(pkv_seq_info(w->seqs, m->handle, &info, &err), &err);
     return info;
+}
+
+pkv_pool_counts seq_pool_counts(const seq_world *w)
+{
+    pkv_error       err;
+    pkv_pool_counts counts = {.struct_size = sizeof counts};
+    expect_ok(pkv_pool_stats(w->pool, &counts, &err), &err);
+    return counts;
 }
 
 int32_t seq_page(const seq_world *w, const seq_model *m, int32_t group, int64_t i)

@@ -121,6 +121,9 @@ static inline int64_t seq_longest(const seq_world *w)
 /* What pkv_seq_info() says. */
 pkv_seq_state seq_info(const seq_world *w, const seq_model *m);
 
+/* What pkv_pool_stats() says. */
+pkv_pool_counts seq_pool_counts(const seq_world *w);
+
 /* Page i of a group. */
 int32_t seq_page(const seq_world *w, const seq_model *m, int32_t group, int64_t i);
 
@@ -175,5 +178,8 @@ void seq_step_release(seq_world *w, seq_step *st);
 
 /* A step of one sequence, which must succeed; its copies. */
 int64_t seq_grow(seq_world *w, seq_model *m, int64_t n_tokens);
+
+/* A new sequence of a prompt, without salt, after such a step. */
+seq_model *seq_grown(seq_world *w, int64_t prompt, int64_t n_tokens);
 
 #endif

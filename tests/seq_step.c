@@ -91,10 +91,8 @@ static bool fails(seq_step *st, pkv_status status, int32_t rule, int64_t i)
 /* Pages that are there for the taking: those that the hits revive are not. */
 static int64_t count_free(seq_world *w, const seq_step *st)
 {
-    pkv_error       err;
-    pkv_pool_counts counts = {.struct_size = sizeof counts};
-    expect_ok(pkv_pool_stats(w->pool, &counts, &err), &err);
-    int64_t n_free = counts.n_blank + counts.n_cached;
+    const pkv_pool_counts counts = seq_pool_counts(w);
+    int64_t               n_free = counts.n_blank + counts.n_cached;
     memset(w->refs, 0, (size_t)w->shape.n_pages * sizeof *w->refs);
     for (int64_t i = 0; i < st->n; i++) {
         for (int32_t g = 0; g < w->shape.n_groups; g++) {
@@ -339,4 +337,11 @@ int64_t seq_grow(seq_world *w, seq_model *m, int64_t n_tokens)
     expect_ok(seq_step_reserve(w, &st), NULL);
     seq_step_commit(w, &st, w->shape.page_size);
     return st.n_copies;
+}
+
+seq_model *seq_grown(seq_world *w, int64_t prompt, int64_t n_tokens)
+{
+    seq_model *m = seq_open(w, prompt, 0);
+    seq_grow(w, m, n_tokens);
+    return m;
 }

@@ -1,5 +1,5 @@
 /* Making a pool: configurations, how much memory, the caller's memory and memory functions. */
-#include "support.h"
+#include "hooks.h"
 
 #include <string.h>
 
@@ -122,34 +122,6 @@ static void test_memory(void **state)
 }
 
 /* ---- the caller's memory functions --------------------------------------- */
-
-typedef struct hooks {
-    int    n_alloc, n_release;
-    bool   give_none, give_crooked;
-    size_t bytes;
-    void  *memory;
-} hooks;
-
-static void *hook_alloc(void *user, size_t bytes, size_t align)
-{
-    hooks *h = user;
-    assert_int_equal(align, 64);
-    h->n_alloc++;
-    h->bytes = bytes;
-    h->memory = h->give_none ? NULL : aligned_alloc(align, bytes + 64);
-    if (h->give_crooked) {
-        h->memory = (char *)h->memory + 8;
-    }
-    return h->memory;
-}
-
-static void hook_release(void *user, void *memory, size_t bytes)
-{
-    hooks *h = user;
-    h->n_release++;
-    assert_true(memory == h->memory && bytes == h->bytes);
-    free((char *)memory - (h->give_crooked ? 8 : 0));
-}
 
 static void test_hooks(void **state)
 {

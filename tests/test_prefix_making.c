@@ -1,4 +1,5 @@
 /* Making a prefix index: configurations, how much memory, the caller's memory and functions. */
+#include "hooks.h"
 #include "prefix_story.h"
 
 static pkv_pool *make_pool(int64_t n_pages)
@@ -237,34 +238,6 @@ static void test_no_pool_and_no_index(void **state)
 }
 
 /* ---- the caller's memory functions --------------------------------------- */
-
-typedef struct hooks {
-    int    n_alloc, n_release;
-    bool   give_none, give_crooked;
-    size_t bytes;
-    void  *memory;
-} hooks;
-
-static void *hook_alloc(void *user, size_t bytes, size_t align)
-{
-    hooks *h = user;
-    expect_number(align, 64);
-    h->n_alloc++;
-    h->bytes = bytes;
-    h->memory = h->give_none ? NULL : aligned_alloc(align, bytes + 64);
-    if (h->give_crooked) {
-        h->memory = (char *)h->memory + 8;
-    }
-    return h->memory;
-}
-
-static void hook_release(void *user, void *memory, size_t bytes)
-{
-    hooks *h = user;
-    h->n_release++;
-    expect_that(memory == h->memory && bytes == h->bytes);
-    free((char *)memory - (h->give_crooked ? 8 : 0));
-}
 
 static void test_hooks(void **state)
 {

@@ -19,13 +19,6 @@ static void make_world(seq_world *w, int32_t n_groups)
     seq_world_init(w, &shape, NULL, NULL);
 }
 
-static seq_model *grown(seq_world *w, int64_t prompt, int64_t n_tokens)
-{
-    seq_model *m = seq_open(w, prompt, 0);
-    seq_grow(w, m, n_tokens);
-    return m;
-}
-
 /* ---- memory that is not there ------------------------------------------------ */
 
 typedef struct memory_of_test {
@@ -183,7 +176,7 @@ static void test_too_many_owners(void **state)
             pkv_error err;
             pkv_seq   out = 77;
             make_world(&w, 3);
-            seq_model *m = grown(&w, 0, 40);
+            seq_model *m = seq_grown(&w, 0, 40);
             seq_close(&w, seq_fork(&w, m, 40));
             seq_fork(&w, m, 40); /* so that all are shared before and behind */
             seq_drop(&w, m, 1, 0, 16);
@@ -242,7 +235,7 @@ static void test_check_finds(void **state)
     seq_world w;
     pkv_error err;
     make_world(&w, 2);
-    seq_model *m = grown(&w, 0, 40);
+    seq_model *m = seq_grown(&w, 0, 40);
     seq_fork(&w, m, 20);
     pkv_i_seq *q = &pkv_i_seqs_seqs(w.seqs)[0];
     int64_t   *numbers[] = {&q->n_tokens, &q->n_pages, &q->n_published, &w.seqs->n_open};

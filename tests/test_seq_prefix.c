@@ -16,21 +16,6 @@ static void make_world(seq_world *w, int64_t n_pages, int32_t n_groups, int32_t 
     seq_world_init(w, &shape, NULL, NULL);
 }
 
-static pkv_pool_counts counts_of(const seq_world *w)
-{
-    pkv_error       err;
-    pkv_pool_counts counts = {.struct_size = sizeof counts};
-    expect_ok(pkv_pool_stats(w->pool, &counts, &err), &err);
-    return counts;
-}
-
-static seq_model *grown(seq_world *w, int64_t prompt, int64_t n_tokens)
-{
-    seq_model *m = seq_open(w, prompt, 0);
-    seq_grow(w, m, n_tokens);
-    return m;
-}
-
 /* Pages of the hit of a prompt's first n_tokens tokens. */
 static int64_t hit(seq_world *w, int64_t prompt, uint64_t salt, int64_t n_tokens)
 {
@@ -58,7 +43,7 @@ static seq_model *begun(seq_world *w, int64_t prompt, int64_t n_tokens, int64_t 
 /* A stretch of a prompt in the cache, and nobody has it. */
 static void cache_prompt(seq_world *w, int64_t prompt, int64_t n_tokens)
 {
-    seq_model *m = grown(w, prompt, n_tokens);
+    seq_model *m = seq_grown(w, prompt, n_tokens);
     seq_publish(w, m, n_tokens);
     seq_close(w, m);
     seq_world_check(w);
@@ -74,7 +59,7 @@ static void test_trim_into_a_published_page(void **state)
     for (int32_t a = 0; a < N_ALLOCATORS; a++) {
         for (int32_t n_groups = 1; n_groups <= SEQ_GROUPS; n_groups++) {
             make_world(&w, 30, n_groups, a);
-            seq_model *m = grown(&w, 0, 40);
+            seq_model *m = seq_grown(&w, 0, 40);
             seq_publish(&w, m, 40);
             assert_int_equal(m->n_published, 2);
             const int32_t page = seq_page(&w, m, 0, 1);
@@ -101,7 +86,8 @@ static void test_shared_and_published(void **state)
     seq_world w;
     for (int32_t a = 0; a < N_ALLOCATORS; a++) {
         make_world(&w, 40, 2, a);
-        seq_model *m = grown(&w, 0, 40), *early = seq_fork(&w, m, 25), *late = seq_fork(&w, m, 40);
+        seq_model *m = seq_grown(&w, 0, 40), *early = seq_fork(&w, m, 25);
+        seq_model *late = seq_fork(&w, m, 40);
         seq_publish(&w, m, 40);
         seq_publish(&w, late, 32); /* published already */
         assert_int_equal(late->n_published, 2);
@@ -149,7 +135,7 @@ static void test_windows_are_passed(void **state)
     seq_world w;
     for (int32_t a = 0; a < N_ALLOCATORS; a++) {
         make_world(&w, 80, 3, a);
-        seq_model *m = grown(&w, 0, 100);
+        seq_model *m = seq_grown(&w, 0, 100);
         seq_publish(&w, m, 80);
         seq_drop(&w, m, 1, 6, 100 - 20 + 1);
         seq_drop(&w, m, 2, 0, 100 - 40 + 1);
@@ -178,7 +164,7 @@ static void test_published_too_late(void **state)
     (void)state;
     seq_world w;
     make_world(&w, 80, 2, PKV_POOL_EXTENT);
-    seq_model *m = grown(&w, 0, 100);
+    seq_model *m = seq_grown(&w, 0, 100);
     seq_publish(&w, m, 50);
     seq_drop(&w, m, 1, 6, 100 - 20 + 1);
     seq_publish(&w, m, 100);
@@ -198,7 +184,7 @@ static void test_last_pages_go_first(void **state)
     for (int k = 0; k < 6; k++) {
         seq_world w;
         make_world(&w, 7, 1, allocators[k % 2]);
-        seq_model *m = grown(&w, 0, 6 * S);
+        seq_model *m = seq_grown(&w, 0, 6 * S);
         seq_publish(&w, m, 6 * S);
         if (k / 2 == 0) {
             seq_close(&w, m);
@@ -208,7 +194,7 @@ static void test_last_pages_go_first(void **state)
             seq_drop(&w, m, 0, 0, 6 * S);
         }
         for (int64_t n_left = 6; n_left > 0; n_left--) {
-            grown(&w, 8, 1);
+            seq_grown(&w, 8, 1);
             assert_int_equal(hit(&w, 0, 0, 6 * S + 1), n_left);
         }
         seq_world_free(&w);
@@ -230,7 +216,7 @@ static void test_hits_are_no_victims(void **state)
             seq_step st;
             make_world(&w, 8, 1, a);
             cache_prompt(&w, 0, 4 * S);
-            assert_int_equal(counts_of(&w).n_cached, 4);
+            assert_int_equal(seq_pool_counts(&w).n_cached, 4);
             seq_model *greedy = seq_open(&w, 8, 0), *lucky = seq_open(&w, 0, 0);
             for (int64_t greedy_pages = 4; greedy_pages >= 3; greedy_pages--) {
                 seq_step_init(&st);
@@ -246,7 +232,7 @@ static void test_hits_are_no_victims(void **state)
                 assert_true(fits || st.index == 1);
             }
             seq_step_commit(&w, &st, S);
-            assert_int_equal(counts_of(&w).n_evictions, 0);
+            assert_int_equal(seq_pool_counts(&w).n_evictions, 0);
             seq_world_free(&w);
         }
     }
@@ -256,8 +242,8 @@ static void test_hits_are_no_victims(void **state)
 static int64_t watch_them_go(seq_world *w, int64_t *left)
 {
     int64_t n = 0;
-    while (counts_of(w).n_blank + counts_of(w).n_cached > 0) {
-        grown(w, 8, 1);
+    while (seq_pool_counts(w).n_blank + seq_pool_counts(w).n_cached > 0) {
+        seq_grown(w, 8, 1);
         for (int64_t prompt = 0; prompt < 9; prompt += 3) {
             left[n++] = hit(w, prompt, 0, 7 * S + 1);
         }
@@ -323,7 +309,7 @@ static void test_many_begin_alike(void **state)
             }
             seq_step_commit(&w, &st, S);
         }
-        assert_int_equal(counts_of(&w).n_used, 6 + 3 + 2 * N); /* the window has passed 3 */
+        assert_int_equal(seq_pool_counts(&w).n_used, 6 + 3 + 2 * N); /* the window has passed 3 */
         seq_world_free(&w);
     }
 }

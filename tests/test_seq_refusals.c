@@ -24,13 +24,6 @@ static void make_world(seq_world *w, int64_t n_pages, int32_t n_groups, int64_t 
     seq_world_init(w, &shape, NULL, NULL);
 }
 
-static seq_model *grown(seq_world *w, int64_t prompt, int64_t n_tokens)
-{
-    seq_model *m = seq_open(w, prompt, 0);
-    seq_grow(w, m, n_tokens);
-    return m;
-}
-
 /* ---- making a table ------------------------------------------------------------ */
 
 static const pkv_seqs_config GOOD = {.struct_size = sizeof GOOD, .max_seqs = 4,
@@ -155,8 +148,8 @@ static void test_handles(void **state)
     (void)state;
     seq_world w;
     make_world(&w, 8, 2, 3);
-    grown(&w, 0, 20);
-    seq_model *m = grown(&w, 1, 5);
+    seq_grown(&w, 0, 20);
+    seq_model *m = seq_grown(&w, 1, 5);
     pkv_seq    closed = m->handle;
     seq_close(&w, m);
     expect_no_handle(&w, closed); /* its place is free */
@@ -181,7 +174,7 @@ static void test_numbers(void **state)
     static const int64_t bad[] = {21, -1, INT64_MAX, INT64_MIN};
     seq_world            w;
     make_world(&w, 8, 2, 3);
-    const pkv_seq q = grown(&w, 0, 20)->handle;
+    const pkv_seq q = seq_grown(&w, 0, 20)->handle;
     pkv_seq       out = 0;
     for (int i = 0; i < 4; i++) {
         REFUSED(&w, pkv_seq_fork(w.seqs, q, bad[i], &out, err), PKV_E_RANGE, PKV_RULE_LIMIT, -1);
@@ -239,7 +232,7 @@ static void test_info_and_batch(void **state)
     (void)state;
     seq_world w;
     make_world(&w, 8, 2, 3);
-    const pkv_seq q = grown(&w, 0, 20)->handle;
+    const pkv_seq q = seq_grown(&w, 0, 20)->handle;
     int32_t       a[1], b[1], c[1];
     pkv_batch     batch;
     pkv_seq_state info = {.struct_size = sizeof info - 1};
@@ -297,7 +290,7 @@ static void test_reservation_of_the_pool(void **state)
     int64_t   n_copies = -7;
     int32_t   one = 1;
     make_world(&w, 8, 2, 3);
-    seq_model *m = grown(&w, 0, 40);
+    seq_model *m = seq_grown(&w, 0, 40);
     expect_ok(pkv_pool_reserve(w.pool, NULL), NULL);
     const pkv_seq q = m->handle;
     REFUSED(&w, pkv_seq_fork(w.seqs, q, 10, &out, err), PKV_E_STATE, NONE, -1);

@@ -13,13 +13,6 @@ static void make_world(seq_world *w, int64_t n_pages, int32_t n_groups)
     seq_world_init(w, &shape, NULL, NULL);
 }
 
-static seq_model *grown(seq_world *w, int64_t prompt, int64_t n_tokens)
-{
-    seq_model *m = seq_open(w, prompt, 0);
-    seq_grow(w, m, n_tokens);
-    return m;
-}
-
 /* Two sequences, of which the second one is refused. */
 static void refuse(seq_world *w, const pkv_seq handles[2], int32_t n_tokens,
                    const pkv_prefix_hit *prefix, int64_t max_copies, pkv_status code, int32_t rule)
@@ -51,7 +44,7 @@ static void test_arguments(void **state)
     pkv_error     err;
     int64_t       n = -7;
     int32_t       one = 1;
-    pkv_seq       q = grown(&w, 0, 5)->handle;
+    pkv_seq       q = seq_grown(&w, 0, 5)->handle;
     seq_world_save(&w, 0);
     const pkv_status got[] = {
         pkv_seqs_reserve(s, NULL, &one, NULL, 1, 0, copies, 1, &n, &err),
@@ -79,7 +72,8 @@ static void test_sequences_of_a_step(void **state)
     (void)state;
     seq_world w;
     make_world(&w, 50, 2);
-    seq_model    *m = grown(&w, 0, 24), *other = grown(&w, 1, 20), *fork = seq_fork(&w, m, 20);
+    seq_model    *m = seq_grown(&w, 0, 24), *other = seq_grown(&w, 1, 20);
+    seq_model    *fork = seq_fork(&w, m, 20);
     const pkv_seq twice[] = {m->handle, m->handle}, none[] = {m->handle, w.seq[0].handle + 77};
     const pkv_seq pair[] = {other->handle, m->handle}, forks[] = {other->handle, fork->handle};
     refuse(&w, twice, 1, NULL, MAX_COPIES, PKV_E_STATE, NONE);
@@ -94,7 +88,7 @@ static void test_sequences_of_a_step(void **state)
     }
     /* The page where it would go on was dropped, in the one group or in the other. */
     for (int32_t g = 0; g < 2; g++) {
-        seq_model *d = grown(&w, 2, 32);
+        seq_model *d = seq_grown(&w, 2, 32);
         seq_drop(&w, d, g, 16, 32);
         seq_trim(&w, d, 30);
         const pkv_seq dropped[] = {other->handle, d->handle};
@@ -126,7 +120,7 @@ static void test_prefixes(void **state)
     seq_world w;
     pkv_error err;
     make_world(&w, 50, 2);
-    seq_model *m = grown(&w, 0, 80), *empty = seq_open(&w, 0, 0), *other = grown(&w, 1, 20);
+    seq_model *m = seq_grown(&w, 0, 80), *empty = seq_open(&w, 0, 0), *other = seq_grown(&w, 1, 20);
     seq_publish(&w, m, 80);
     int32_t        pages[2 * 41], bad;
     const pkv_seq  with_tokens[] = {other->handle, m->handle};
@@ -181,7 +175,7 @@ static void test_stride_of_one_group(void **state)
     seq_world w;
     pkv_error err;
     make_world(&w, 20, 1);
-    seq_model *m = grown(&w, 0, 40), *empty = seq_open(&w, 0, 0), *other = grown(&w, 1, 5);
+    seq_model *m = seq_grown(&w, 0, 40), *empty = seq_open(&w, 0, 0), *other = seq_grown(&w, 1, 5);
     seq_publish(&w, m, 40);
     int32_t        pages[] = {seq_page(&w, m, 0, 0), seq_page(&w, m, 0, 1)}, none = 0;
     const pkv_seq  pair[] = {other->handle, empty->handle};
@@ -214,7 +208,8 @@ static void test_stale_hits(void **state)
         seq_world w;
         pkv_error err;
         make_world(&w, 5, 1);
-        seq_model     *m = grown(&w, 0, 2 * S), *empty = seq_open(&w, 0, 0), *one = grown(&w, 1, 1);
+        seq_model     *m = seq_grown(&w, 0, 2 * S), *empty = seq_open(&w, 0, 0);
+        seq_model     *one = seq_grown(&w, 1, 1);
         const pkv_seq  pair[] = {one->handle, empty->handle};
         int32_t        pages[4];
         pkv_prefix_hit hit, again;
@@ -223,9 +218,9 @@ static void test_stale_hits(void **state)
         expect_ok(pkv_prefix_find(w.index, 0, m->token, 2 * S + 1, pages, 4, &hit, &err), &err);
         assert_int_equal(hit.n_pages, 2);
         if (way == 0) { /* nothing happens to it: pages that were blank are taken and given back */
-            seq_close(&w, grown(&w, 3, 2 * S));
+            seq_close(&w, seq_grown(&w, 3, 2 * S));
         } else if (way < 4) {
-            seq_model *b = grown(&w, 8, 4 * S);
+            seq_model *b = seq_grown(&w, 8, 4 * S);
             if (way > 1) {
                 b->salt = 7;
                 seq_publish(&w, b, 4 * S);
@@ -266,7 +261,8 @@ static void test_stale_by_a_reservation(void **state)
         seq_world w;
         pkv_error err;
         make_world(&w, 6, 1);
-        seq_model     *m = grown(&w, 0, 3 * S), *empty = seq_open(&w, 0, 0), *one = grown(&w, 1, 1);
+        seq_model     *m = seq_grown(&w, 0, 3 * S), *empty = seq_open(&w, 0, 0);
+        seq_model     *one = seq_grown(&w, 1, 1);
         const pkv_seq  pair[] = {one->handle, empty->handle};
         int32_t        pages[4], taken[3], none[] = {0, 0};
         int64_t        n_copies = -7;
@@ -337,7 +333,7 @@ static void test_publish(void **state)
     pkv_pool_config of_pool = {.struct_size = sizeof of_pool, .n_pages = 50};
     make_world(&w, 50, 2);
     expect_ok(pkv_pool_create(&of_pool, NULL, &pool, &err), &err);
-    seq_model *m = grown(&w, 0, 70);
+    seq_model *m = seq_grown(&w, 0, 70);
     refuse_index(&w, m, pool, S, 2);
     refuse_index(&w, m, w.pool, S + 1, 2);
     refuse_index(&w, m, w.pool, S, 1);
@@ -361,7 +357,8 @@ static void test_other_tokens(void **state)
     int32_t   other[80];
     for (int32_t n_groups = 1; n_groups <= SEQ_GROUPS; n_groups++) {
         make_world(&w, 50, n_groups);
-        seq_model *m = grown(&w, 0, 70), *fork = seq_fork(&w, m, 70), *late = seq_fork(&w, m, 70);
+        seq_model *m = seq_grown(&w, 0, 70), *fork = seq_fork(&w, m, 70);
+        seq_model *late = seq_fork(&w, m, 70);
         for (int i = 0; i < 70; i++) {
             other[i] = m->token[i];
         }

@@ -16,31 +16,16 @@ static void make_world(seq_world *w, int64_t n_pages, int32_t n_groups, int32_t 
     seq_world_init(w, &shape, NULL, NULL);
 }
 
-static pkv_pool_counts counts_of(const seq_world *w)
-{
-    pkv_error       err;
-    pkv_pool_counts counts = {.struct_size = sizeof counts};
-    expect_ok(pkv_pool_stats(w->pool, &counts, &err), &err);
-    return counts;
-}
-
-static seq_model *grown(seq_world *w, int64_t prompt, int64_t n_tokens)
-{
-    seq_model *m = seq_open(w, prompt, 0);
-    seq_grow(w, m, n_tokens);
-    return m;
-}
-
 /* ---- forks ------------------------------------------------------------------ */
 
 /* One token before a page's end, at its end, one behind it; then a fork of the fork. */
 static void fork_at(seq_world *w, int64_t at)
 {
     const int64_t held = at % S, copies = held > 0 ? w->shape.n_groups : 0;
-    seq_model    *parent = grown(w, 0, 35);
+    seq_model    *parent = seq_grown(w, 0, 35);
     seq_model    *child = seq_fork(w, parent, at);
     seq_world_check(w);
-    assert_int_equal(counts_of(w).n_shared, w->shape.n_groups * seq_pages_of(w, at));
+    assert_int_equal(seq_pool_counts(w).n_shared, w->shape.n_groups * seq_pages_of(w, at));
     child->prompt = 4;
     assert_int_equal(seq_grow(w, child, 1), copies);
     assert_int_equal(seq_grow(w, child, 1), 0); /* the copy is its own */
@@ -84,7 +69,7 @@ static void test_chain_of_forks(void **state)
     for (int32_t a = 0; a < N_ALLOCATORS; a++) {
         seq_model *link[13];
         make_world(&w, 150, 2, a);
-        link[0] = grown(&w, 0, 30);
+        link[0] = seq_grown(&w, 0, 30);
         for (int i = 1; i <= 12; i++) {
             link[i] = seq_fork(&w, link[i - 1], link[i - 1]->n_tokens - i % 4);
             link[i]->prompt = i % SEQ_PROMPTS;
@@ -97,7 +82,7 @@ static void test_chain_of_forks(void **state)
             seq_close(&w, link[order[i]]);
             seq_world_check(&w);
         }
-        assert_int_equal(counts_of(&w).n_used, 0);
+        assert_int_equal(seq_pool_counts(&w).n_used, 0);
         seq_world_free(&w);
     }
 }
@@ -109,17 +94,17 @@ static void test_fork_after_recycling(void **state)
     seq_world w;
     for (int32_t a = 0; a < N_ALLOCATORS; a++) {
         make_world(&w, 12, 1, a);
-        seq_model *first = grown(&w, 0, 70), *second = grown(&w, 3, 60);
+        seq_model *first = seq_grown(&w, 0, 70), *second = seq_grown(&w, 3, 60);
         seq_close(&w, first);
         seq_trim(&w, second, 33);
-        seq_model *third = grown(&w, 6, 90);
+        seq_model *third = seq_grown(&w, 6, 90);
         seq_model *fork = seq_fork(&w, third, 71);
         fork->prompt = 1;
         seq_close(&w, second);
         assert_int_equal(seq_grow(&w, fork, 30), 1);
         seq_close(&w, third);
         seq_grow(&w, fork, 90);
-        assert_int_equal(counts_of(&w).n_blank, 0);
+        assert_int_equal(seq_pool_counts(&w).n_blank, 0);
         seq_world_free(&w);
     }
 }
@@ -132,7 +117,7 @@ static void test_pop_through_a_fork(void **state)
     seq_world            w;
     for (int32_t a = 0; a < N_ALLOCATORS; a++) {
         make_world(&w, 80, 2, a);
-        seq_model *parent = grown(&w, 0, 100), *child = seq_fork(&w, parent, 88);
+        seq_model *parent = seq_grown(&w, 0, 100), *child = seq_fork(&w, parent, 88);
         child->prompt = 5;
         seq_grow(&w, child, 40);
         for (int i = 0; i < 5; i++) {
@@ -161,7 +146,7 @@ static void test_remove_in_order(void **state)
         seq_model *all[10];
         make_world(&w, 120, 1, a);
         for (int i = 0; i < 10; i++) {
-            all[i] = i % 3 == 2 ? seq_fork(&w, all[i - 1], 20 + i) : grown(&w, i % 9, 31 + i);
+            all[i] = i % 3 == 2 ? seq_fork(&w, all[i - 1], 20 + i) : seq_grown(&w, i % 9, 31 + i);
             seq_grow(&w, all[i], 1 + i);
         }
         for (int i = 0; i < 10; i++) {
@@ -189,7 +174,7 @@ static void check_window(const seq_world *w, const seq_model *m, int64_t window,
 
 static void slide(seq_world *w, int64_t window, int64_t sinks)
 {
-    seq_model *m = grown(w, 2, 3);
+    seq_model *m = seq_grown(w, 2, 3);
     for (int step = 0; step < 130; step++) {
         seq_grow(w, m, 1);
         if (m->n_tokens - window + 1 > sinks) {
@@ -204,7 +189,7 @@ static void slide(seq_world *w, int64_t window, int64_t sinks)
     }
     /* Not many pages are left of 9. */
     const int64_t n_sinks = (sinks + S - 1) / S, most = n_sinks + (window + S - 2) / S + 1;
-    assert_true(counts_of(w).n_used <= 9 + most);
+    assert_true(seq_pool_counts(w).n_used <= 9 + most);
 }
 
 static void test_windows_and_sinks(void **state)
@@ -239,13 +224,13 @@ static void test_needs_are_summed(void **state)
         }
         assert_int_equal(seq_step_reserve(&w, &st), PKV_E_NO_PAGES); /* 3 + 3 + 3 */
         assert_int_equal(st.index, 2);
-        assert_int_equal(counts_of(&w).n_blank, 8);
+        assert_int_equal(seq_pool_counts(&w).n_blank, 8);
         st.n = 2;
         assert_int_equal(seq_step_reserve(&w, &st), PKV_OK);
         seq_step_commit(&w, &st, S);
         seq_step_add(&w, &st, m[2], 32);
         assert_int_equal(seq_step_reserve(&w, &st), PKV_OK);
-        assert_int_equal(counts_of(&w).n_blank, 0);
+        assert_int_equal(seq_pool_counts(&w).n_blank, 0);
         seq_step_commit(&w, &st, S);
         seq_world_free(&w);
     }
@@ -257,14 +242,14 @@ static void test_tail_slots_first(void **state)
     (void)state;
     seq_world w;
     make_world(&w, 8, 2, PKV_POOL_EXTENT);
-    seq_model *m = grown(&w, 0, 20);
+    seq_model *m = seq_grown(&w, 0, 20);
     const int32_t last = seq_page(&w, m, 1, 1);
-    assert_int_equal(counts_of(&w).n_used, 4);
+    assert_int_equal(seq_pool_counts(&w).n_used, 4);
     seq_grow(&w, m, 12);
-    assert_int_equal(counts_of(&w).n_used, 4);
+    assert_int_equal(seq_pool_counts(&w).n_used, 4);
     assert_int_equal(seq_page(&w, m, 1, 1), last);
     seq_grow(&w, m, 1);
-    assert_int_equal(counts_of(&w).n_used, 6);
+    assert_int_equal(seq_pool_counts(&w).n_used, 6);
     seq_world_free(&w);
 }
 
@@ -277,7 +262,8 @@ static void test_release_twice(void **state)
     for (int32_t a = 0; a < N_ALLOCATORS; a++) {
         seq_step st;
         make_world(&w, 12, 2, a);
-        seq_model *m = grown(&w, 0, 20), *fork = seq_fork(&w, m, 18), *fresh = seq_open(&w, 1, 0);
+        seq_model *m = seq_grown(&w, 0, 20), *fork = seq_fork(&w, m, 18);
+        seq_model *fresh = seq_open(&w, 1, 0);
         for (int round = 0; round < 2; round++) {
             seq_step_init(&st);
             seq_step_add(&w, &st, fork, 3);
@@ -310,9 +296,9 @@ static void test_chunked_prefill(void **state)
     seq_model *chunked = seq_open(&w, 0, 0);
     for (int i = 0; i < 5; i++) {
         seq_grow(&w, chunked, i < 2 ? 37 : i == 2 ? 38 : i == 3 ? 0 : 1);
-        assert_int_equal(counts_of(&w).n_used, pages_after[i]);
+        assert_int_equal(seq_pool_counts(&w).n_used, pages_after[i]);
     }
-    seq_model *whole = grown(&w, 0, 113);
+    seq_model *whole = seq_grown(&w, 0, 113);
     assert_memory_equal(whole->value[0], chunked->value[0], 113 * sizeof(uint64_t));
     seq_world_free(&w);
 }
@@ -324,7 +310,7 @@ static void test_rejected_tokens(void **state)
     seq_world w;
     for (int32_t a = 0; a < N_ALLOCATORS; a++) {
         make_world(&w, 6, 1, a);
-        seq_model *m = grown(&w, 0, 15), *other = seq_fork(&w, m, 15);
+        seq_model *m = seq_grown(&w, 0, 15), *other = seq_fork(&w, m, 15);
         for (int step = 0; step < 30; step++) {
             const int64_t n = m->n_tokens;
             m->prompt = 3; /* the draft's tokens are others than those that stay */
@@ -335,7 +321,7 @@ static void test_rejected_tokens(void **state)
             if (step % 2 == 0) {
                 seq_grow(&w, m, 1);
             }
-            assert_int_equal(counts_of(&w).n_used, 1 + seq_pages_of(&w, m->n_tokens));
+            assert_int_equal(seq_pool_counts(&w).n_used, 1 + seq_pages_of(&w, m->n_tokens));
         }
         seq_close(&w, other);
         seq_world_free(&w);

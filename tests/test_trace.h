@@ -43,12 +43,19 @@ static void read_path(const char *path, const char *format, int64_t max_requests
     fclose(caught);
 }
 
-static void read_bytes(const char *text, size_t length, const char *format, int64_t max_requests,
-                       outcome *out)
+/* A new empty file; the caller closes and unlinks it. */
+static int temporary_file(outcome *out)
 {
     strcpy(out->path, "/tmp/pagedkv-test-XXXXXX");
     int fd = mkstemp(out->path);
     assert_true(fd >= 0);
+    return fd;
+}
+
+static void read_bytes(const char *text, size_t length, const char *format, int64_t max_requests,
+                       outcome *out)
+{
+    int fd = temporary_file(out);
     assert_int_equal(write(fd, text, length), (ssize_t)length);
     close(fd);
     read_path(out->path, format, max_requests, out);

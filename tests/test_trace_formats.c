@@ -356,9 +356,7 @@ static void test_agentic_sizes(void **state)
     trace_free(&got.t);
     free(text);
 
-    strcpy(got.path, "/tmp/pagedkv-test-XXXXXX");
-    int fd = mkstemp(got.path);
-    assert_true(fd >= 0);
+    int fd = temporary_file(&got);
     assert_int_equal(write(fd, "\n{\n", 3), 3);
     assert_int_equal(ftruncate(fd, ((off_t)256 << 20) + 2), 0);
     close(fd);
