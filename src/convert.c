@@ -8,22 +8,16 @@
 
 /* ---- checks ------------------------------------------------------------------------- */
 
-static bool is_computed(const pkv_i_view *view, int plane)
-{
-    return view->has_scales && (view->scales[plane].kind == PKV_SCALES_TOKEN_HEAD ||
-                                view->scales[plane].kind == PKV_SCALES_GROUP);
-}
-
 int32_t pkv_converts(pkv_dtype from, pkv_dtype to)
 {
     return pkv_i_kernels_at(0)->cast(from, to) != NULL ? 1 : 0;
 }
 
-pkv_status pkv_i_convert_check(const pkv_i_view *cache, const pkv_i_view *rows, bool gather,
-                               pkv_error *err)
+pkv_status pkv_i_convert_check_dtypes(const pkv_i_view *cache, const pkv_i_view *rows, bool gather,
+                                      pkv_error *err)
 {
     if (cache->dtype == rows->dtype) {
-        return is_computed(cache, 0) || is_computed(cache, 1)
+        return pkv_i_is_computed(cache, 0) || pkv_i_is_computed(cache, 1)
                    ? pkv_i_fail(err, PKV_E_UNSUPPORTED,
                                 "rows in the cache's own dtype bring no scales of their own")
                    : PKV_OK;
@@ -33,7 +27,13 @@ pkv_status pkv_i_convert_check(const pkv_i_view *cache, const pkv_i_view *rows, 
     if (!rows_are_floats || !pkv_converts(from->dtype, to->dtype)) {
         return pkv_i_fail(err, PKV_E_UNSUPPORTED, "there is no conversion between these dtypes");
     }
-    return pkv_i_scales_check_given(cache, err);
+    return PKV_OK;
+}
+
+pkv_status pkv_i_convert_check_scales(const pkv_i_view *cache, const pkv_i_view *rows,
+                                      pkv_error *err)
+{
+    return cache->dtype != rows->dtype ? pkv_i_scales_check_given(cache, err) : PKV_OK;
 }
 
 /* ---- addresses ---------------------------------------------------------------------- */
@@ -81,7 +81,7 @@ static pkv_i_scaling scaling_of(const pkv_i_converter *c, int plane)
     if (c->gather) {
         return PKV_I_SCALE_BACK;
     }
-    return is_computed(c->cache, plane) ? PKV_I_SCALE_COMPUTED : PKV_I_SCALE_GIVEN;
+    return pkv_i_is_computed(c->cache, plane) ? PKV_I_SCALE_COMPUTED : PKV_I_SCALE_GIVEN;
 }
 
 /* Is there one factor for all elements of both planes? */

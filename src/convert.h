@@ -27,9 +27,13 @@ typedef struct pkv_i_converter {
     _Alignas(64) char stage[PKV_I_STAGE_BYTES];
 } pkv_i_converter;
 
-/* Is there such a conversion, with these scales?  PKV_OK too where nothing is to be converted. */
-pkv_status pkv_i_convert_check(const pkv_i_view *cache, const pkv_i_view *rows, bool gather,
-                               pkv_error *err);
+/* Is there such a conversion, with these kinds of scales?  PKV_OK too where none is needed. */
+pkv_status pkv_i_convert_check_dtypes(const pkv_i_view *cache, const pkv_i_view *rows, bool gather,
+                                      pkv_error *err);
+
+/* Can the given scales be used, if something is to be converted?  Reads them. */
+pkv_status pkv_i_convert_check_scales(const pkv_i_view *cache, const pkv_i_view *rows,
+                                      pkv_error *err);
 
 /*
  * Between begin and end a worker converts slices; the views must stay.  The

@@ -3,6 +3,8 @@
 
 #include "calls.h"
 #include "convert.h"
+#include "layers.h"
+#include "pairs.h"
 #include "parallel.h"
 #include "runs.h"
 #include "scales.h"
@@ -10,20 +12,13 @@
 enum { FILTER_WORDS = 256 };
 
 typedef struct move {
-    const pkv_cache     *srcs, *dsts;
-    const int32_t       *group_ids;
-    int64_t              n_layers;
+    pkv_i_pairs          pairs;
     const pkv_page_copy *copies;
     int64_t              n_copies;
     const pkv_i_kernels *kernels;
     bool                 stream;
     int32_t              n_parts;
 } move;
-
-static int32_t group_of(const move *m, int64_t layer)
-{
-    return m->group_ids != NULL ? m->group_ids[layer] : 0;
-}
 
 /* ---- what is written is not read ------------------------------------------------------ */
 
@@ -68,7 +63,7 @@ static pkv_status check_written_once(const move *m, pkv_error *err)
         }
         filter_add(&written, c->dst, c->group);
     }
-    for (int64_t i = 0; m->dsts == m->srcs && i < m->n_copies; i++) {
+    for (int64_t i = 0; m->pairs.dsts == m->pairs.srcs && i < m->n_copies; i++) {
         const pkv_page_copy *c = &m->copies[i];
         for (int64_t j = 0; filter_has(&written, c->src, c->group) && j < m->n_copies; j++) {
             if (m->copies[j].dst == c->src && m->copies[j].group == c->group) {
@@ -79,62 +74,17 @@ static pkv_status check_written_once(const move *m, pkv_error *err)
     return PKV_OK;
 }
 
-/* ---- checks of a layer ------------------------------------------------------------------ */
+/* ---- checks ------------------------------------------------------------------------ */
 
-static pkv_status check_shapes(const pkv_i_view *src, const pkv_i_view *dst, pkv_error *err)
-{
-    if (src->plane[0].data == NULL || dst->plane[0].data == NULL) {
-        return pkv_i_fail(err, PKV_E_INVALID, "a cache has no memory");
-    }
-    if (src->page_size != dst->page_size || src->n_heads != dst->n_heads ||
-        src->head_dim[0] != dst->head_dim[0] || src->head_dim[1] != dst->head_dim[1]) {
-        return pkv_i_fail(err, PKV_E_INVALID,
-                          "page_size, n_heads or head_dim of the two caches differ");
-    }
-    return PKV_OK;
-}
-
-static int32_t kind_of(const pkv_i_view *view, int plane)
-{
-    return view->has_scales ? view->scales[plane].kind : PKV_SCALES_NONE;
-}
-
-static bool is_computed(int32_t kind)
-{
-    return kind == PKV_SCALES_TOKEN_HEAD || kind == PKV_SCALES_GROUP;
-}
-
-/* Given scales may be the same memory; those that are written must not be read. */
-static bool scales_meet(const pkv_i_view *src, const pkv_i_view *dst)
-{
-    for (int i = 0; i < dst->n_planes; i++) {
-        const pkv_i_plane written = pkv_i_scales_span(dst, i);
-        const uintptr_t   at = (uintptr_t)written.data;
-        for (int j = 0; is_computed(kind_of(dst, i)) && j < src->n_planes; j++) {
-            const pkv_i_plane read = pkv_i_scales_span(src, j);
-            const uintptr_t   other = (uintptr_t)read.data;
-            if (at < other + (uint64_t)read.span_bytes &&
-                other < at + (uint64_t)written.span_bytes) {
-                return true;
-            }
-        }
-    }
-    return false;
-}
-
-/* Bits can be copied where they mean the same on both sides. */
-static pkv_status check_same_scales(const pkv_i_view *src, const pkv_i_view *dst, pkv_error *err)
+/* Of planes whose bits are copied the given scales are the same. */
+static pkv_status check_same_given(const pkv_i_view *src, const pkv_i_view *dst, pkv_error *err)
 {
     for (int i = 0; i < src->n_planes; i++) {
         const pkv_i_scales *a = &src->scales[i], *b = &dst->scales[i];
-        const int32_t       kind = kind_of(src, i);
-        if (kind != kind_of(dst, i) || (kind != PKV_SCALES_NONE && a->group != b->group)) {
-            return pkv_i_fail(err, PKV_E_UNSUPPORTED,
-                              "the scales of the two caches differ in kind");
-        }
-        const int64_t n = kind == PKV_SCALES_TENSOR ? 1
-                          : kind == PKV_SCALES_HEAD ? src->n_heads
-                                                    : 0;
+        const int32_t       kind = pkv_i_scales_kind(src, i);
+        const int64_t       n = kind == PKV_SCALES_TENSOR ? 1
+                                : kind == PKV_SCALES_HEAD ? src->n_heads
+                                                          : 0;
         for (int64_t h = 0; h < n; h++) {
             if (memcmp(a->data + h * a->head_stride_bytes, b->data + h * b->head_stride_bytes,
                        sizeof(float)) != 0) {
@@ -146,30 +96,15 @@ static pkv_status check_same_scales(const pkv_i_view *src, const pkv_i_view *dst
     return PKV_OK;
 }
 
-/* Of two dtypes that differ one is a float: an update if it is the source's, else a gather. */
-static bool is_update(const pkv_i_view *src)
-{
-    return src->dtype <= PKV_DTYPE_BF16;
-}
-
 static pkv_status check_layer(const move *m, int64_t layer, pkv_i_view *src, pkv_i_view *dst,
                               pkv_error *err)
 {
-    PKV_I_TRY(pkv_i_view_cache(pkv_i_element(m->srcs, layer), src, err));
-    PKV_I_TRY(pkv_i_view_cache(pkv_i_element(m->dsts, layer), dst, err));
-    PKV_I_TRY(check_shapes(src, dst, err));
-    if (m->dsts != m->srcs) {
-        PKV_I_TRY(pkv_i_geometry_check(src, dst, err));
-        PKV_I_TRY(pkv_i_geometry_check(dst, src, err)); /* the scales of the other side too */
-        if (scales_meet(src, dst)) {
-            return pkv_i_fail(err, PKV_E_INVALID, "the scales of the two caches overlap");
-        }
-    }
+    PKV_I_TRY(pkv_i_pair_check(&m->pairs, layer, src, dst, err));
     if (src->dtype == dst->dtype) {
-        return check_same_scales(src, dst, err);
+        return check_same_given(src, dst, err);
     }
-    const bool update = is_update(src);
-    return pkv_i_convert_check(update ? dst : src, update ? src : dst, !update, err);
+    return pkv_i_pair_is_update(src) ? pkv_i_convert_check_scales(dst, src, err)
+                                     : pkv_i_convert_check_scales(src, dst, err);
 }
 
 static pkv_status check_copies(const move *m, int32_t group, const pkv_i_view *src,
@@ -211,7 +146,7 @@ static void copy_scales(const pkv_i_view *src, const pkv_i_view *dst, const pkv_
 {
     for (int i = 0; i < src->n_planes; i++) {
         const pkv_i_scales *from = &src->scales[i], *to = &dst->scales[i];
-        if (!is_computed(kind_of(src, i))) {
+        if (!pkv_i_is_computed(src, i)) {
             continue;
         }
         const size_t bytes = (size_t)(src->head_dim[i] / from->group) * sizeof(float);
@@ -243,7 +178,7 @@ static void copy_page(pkv_i_worker *w, const pkv_i_view *src, const pkv_i_view *
 static void convert_pages(const move *m, pkv_i_worker *w, const pkv_i_view *src,
                           const pkv_i_view *dst, int32_t group, int64_t from, int64_t to)
 {
-    const bool      update = is_update(src);
+    const bool      update = pkv_i_pair_is_update(src);
     pkv_i_converter converter;
     pkv_i_convert_begin(&converter, update ? dst : src, update ? src : dst, !update, w);
     for (int64_t i = from; i < to; i++) {
@@ -270,11 +205,11 @@ static void run_part(void *ctx, int32_t part)
     w.stream = m->stream;
     w.gather = false;
     w.n_runs = 0;
-    for (int64_t layer = 0; layer < m->n_layers; layer++) {
+    for (int64_t layer = 0; layer < m->pairs.n_layers; layer++) {
         pkv_i_view    src, dst;
-        const int32_t group = group_of(m, layer);
-        (void)pkv_i_view_cache(pkv_i_element(m->srcs, layer), &src, NULL);
-        (void)pkv_i_view_cache(pkv_i_element(m->dsts, layer), &dst, NULL);
+        const int32_t group = pkv_i_pair_group(&m->pairs, layer);
+        (void)pkv_i_view_cache(pkv_i_element(m->pairs.srcs, layer), &src, NULL);
+        (void)pkv_i_view_cache(pkv_i_element(m->pairs.dsts, layer), &dst, NULL);
         if ((dst.flags & PKV_CACHE_SHARED) != 0) {
             continue;
         }
@@ -294,42 +229,27 @@ static void run_part(void *ctx, int32_t part)
     }
 }
 
-static pkv_status check_arrays(const move *m, pkv_error *err)
-{
-    if (m->n_layers < 0 || m->n_copies < 0 || (m->n_layers > 0 && m->srcs == NULL) ||
-        (m->n_copies > 0 && m->copies == NULL)) {
-        return pkv_i_fail(err, PKV_E_INVALID, "an array is NULL, or a number negative");
-    }
-    if (m->n_layers == 0) {
-        return PKV_OK;
-    }
-    PKV_I_TRY(pkv_i_check_array(m->srcs, sizeof(pkv_cache), m->n_layers, err));
-    return pkv_i_check_array(m->dsts, sizeof(pkv_cache), m->n_layers, err);
-}
-
 pkv_status pkv_copy_pages(const pkv_cache *srcs, const pkv_cache *dsts, const int32_t *group_ids,
                           int64_t n_layers, const pkv_page_copy *copies, int64_t n_copies,
                           const pkv_update_opts *opts, pkv_error *err)
 {
-    move            m = {.srcs = srcs, .dsts = dsts != NULL ? dsts : srcs, .group_ids = group_ids,
-                         .n_layers = n_layers, .copies = copies, .n_copies = n_copies};
+    move            m = {.pairs = {srcs, dsts != NULL ? dsts : srcs, group_ids, n_layers},
+                         .copies = copies, .n_copies = n_copies};
     pkv_update_opts checked;
     int64_t         payload_bytes = 0;
     PKV_I_TRY(pkv_i_check_opts(opts, &checked, err));
-    PKV_I_TRY(check_arrays(&m, err));
+    if (n_copies < 0 || (n_copies > 0 && copies == NULL)) {
+        return pkv_i_fail(err, PKV_E_INVALID, "an array is NULL, or a number negative");
+    }
+    PKV_I_TRY(pkv_i_pairs_check(&m.pairs, err));
     for (int64_t layer = 0; layer < n_layers; layer++) {
         pkv_i_view     src, dst;
         pkv_i_geometry geometry;
         pkv_status     status = check_layer(&m, layer, &src, &dst, err);
         if (status == PKV_OK) {
-            status = check_copies(&m, group_of(&m, layer), &src, &dst, err);
+            status = check_copies(&m, pkv_i_pair_group(&m.pairs, layer), &src, &dst, err);
         }
-        if (status != PKV_OK) {
-            if (err != NULL && n_layers > 1) {
-                err->layer = layer;
-            }
-            return status;
-        }
+        PKV_I_TRY(pkv_i_fail_layer(status, layer, n_layers, err));
         pkv_i_geometry_of(&dst, &src, &geometry);
         int64_t bytes = 0;
         if (PKV_I_MUL(geometry.token_bytes, src.page_size, &bytes) ||

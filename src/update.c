@@ -4,20 +4,13 @@
  */
 #include "calls.h"
 #include "convert.h"
+#include "layers.h"
 #include "parallel.h"
 #include "runs.h"
-#include "scales.h"
 #include "slices.h"
 
-/* One call.  Arrays of the caller's structs are walked by their own struct_size. */
 typedef struct call {
-    const pkv_cache       *caches;
-    const void            *rows; /* pkv_new_kv for an update, pkv_rows for a gather */
-    const int32_t         *group_ids;
-    int64_t                n_layers;
-    const pkv_slices      *groups;
-    int64_t                n_groups;
-    bool                   gather;
+    pkv_i_layers           layers;
     pkv_update_opts        opts;
     bool                   stream;
     const pkv_i_kernels   *kernels;
@@ -25,17 +18,6 @@ typedef struct call {
     int64_t                payload_bytes; /* of all layers */
     int32_t                n_parts;
 } call;
-
-static const pkv_slices *slices_of(const call *c, int64_t layer)
-{
-    return pkv_i_element(c->groups, c->group_ids != NULL ? c->group_ids[layer] : 0);
-}
-
-/* An update leaves a shared layer alone; a gather reads it. */
-static bool skipped(const call *c, const pkv_i_view *cache)
-{
-    return !c->gather && (cache->flags & PKV_CACHE_SHARED) != 0;
-}
 
 /* ---- checks ------------------------------------------------------------------ */
 
@@ -45,14 +27,6 @@ typedef struct checked {
     int64_t           n_tokens, n_slots, page_size;
     int64_t           sum_tokens;
 } checked;
-
-static pkv_status layer_views(const call *c, int64_t layer, pkv_i_view *cache, pkv_i_view *rows,
-                              pkv_error *err)
-{
-    const void *row = pkv_i_element(c->rows, layer);
-    PKV_I_TRY(pkv_i_view_cache(pkv_i_element(c->caches, layer), cache, err));
-    return c->gather ? pkv_i_view_rows(row, rows, err) : pkv_i_view_new_kv(row, rows, err);
-}
 
 /* Layers of one group mostly have the same sizes: their slices are checked once. */
 static pkv_status check_layer_slices(const call *c, const pkv_slices *slices,
@@ -78,38 +52,19 @@ static pkv_status check_layer_slices(const call *c, const pkv_slices *slices,
 static pkv_status check_layer(call *c, int64_t layer, pkv_i_geometry *geometry, checked *done,
                               pkv_error *err)
 {
-    if (c->group_ids != NULL && (c->group_ids[layer] < 0 || c->group_ids[layer] >= c->n_groups)) {
-        return pkv_i_fail(err, PKV_E_INVALID, "a group id is not within 0..n_groups-1");
-    }
     pkv_i_view cache, rows;
-    PKV_I_TRY(layer_views(c, layer, &cache, &rows, err));
-    PKV_I_TRY(pkv_i_geometry_check(&cache, &rows, err));
-    PKV_I_TRY(pkv_i_convert_check(&cache, &rows, c->gather, err));
+    PKV_I_TRY(pkv_i_layer_check(&c->layers, layer, &cache, &rows, err));
+    PKV_I_TRY(pkv_i_convert_check_scales(&cache, &rows, err));
     pkv_i_geometry_of(&cache, &rows, geometry);
-    PKV_I_TRY(check_layer_slices(c, slices_of(c, layer), &cache, &rows, done, err));
-    int64_t bytes = 0;
+    const pkv_slices *slices = pkv_i_layer_slices(&c->layers, layer);
+    PKV_I_TRY(check_layer_slices(c, slices, &cache, &rows, done, err));
+    const bool skipped = pkv_i_layer_skipped(&c->layers, &cache);
+    int64_t    bytes = 0;
     if (PKV_I_MUL(done->sum_tokens, geometry->token_bytes, &bytes) ||
-        PKV_I_ADD(c->payload_bytes, skipped(c, &cache) ? 0 : bytes, &c->payload_bytes)) {
+        PKV_I_ADD(c->payload_bytes, skipped ? 0 : bytes, &c->payload_bytes)) {
         return pkv_i_fail(err, PKV_E_INVALID, "the payload overflows 63 bits");
     }
     return PKV_OK;
-}
-
-static pkv_status check_arrays(const call *c, pkv_error *err)
-{
-    if (c->n_layers < 0 || c->n_groups < 0 || (c->n_layers > 0 && c->n_groups == 0)) {
-        return pkv_i_fail(err, PKV_E_INVALID, "n_layers or n_groups is negative, or no group");
-    }
-    if (c->n_layers == 0) {
-        return PKV_OK;
-    }
-    if (c->caches == NULL || c->rows == NULL || c->groups == NULL) {
-        return pkv_i_fail(err, PKV_E_INVALID, "an array of layers or groups is NULL");
-    }
-    PKV_I_TRY(pkv_i_check_array(c->caches, sizeof(pkv_cache), c->n_layers, err));
-    PKV_I_TRY(pkv_i_check_array(c->rows, c->gather ? sizeof(pkv_rows) : sizeof(pkv_new_kv),
-                                c->n_layers, err));
-    return pkv_i_check_array(c->groups, sizeof(pkv_slices), c->n_groups, err);
 }
 
 /* ---- from slices to runs --------------------------------------------------------- */
@@ -161,7 +116,7 @@ static int64_t ceil_div(int64_t a, int64_t b)
 static void copy_layer(const call *c, pkv_i_worker *w, int64_t layer, int64_t from, int64_t to,
                        bool last)
 {
-    copy_tokens(w, NULL, slices_of(c, layer), from, to, last);
+    copy_tokens(w, NULL, pkv_i_layer_slices(&c->layers, layer), from, to, last);
     pkv_i_flush(w);
 }
 
@@ -171,8 +126,8 @@ static void convert_layer(const call *c, pkv_i_worker *w, const pkv_i_view *cach
                           bool last)
 {
     pkv_i_converter converter;
-    pkv_i_convert_begin(&converter, cache, rows, c->gather, w);
-    copy_tokens(w, &converter, slices_of(c, layer), from, to, last);
+    pkv_i_convert_begin(&converter, cache, rows, c->layers.gather, w);
+    copy_tokens(w, &converter, pkv_i_layer_slices(&c->layers, layer), from, to, last);
     pkv_i_convert_end(&converter, w);
 }
 
@@ -186,22 +141,24 @@ static void run_part(void *ctx, int32_t part)
     pkv_i_worker  w; /* its runs are filled as they come: clearing them would cost 48 lines */
     w.kernels = c->kernels;
     w.stream = c->stream;
-    w.gather = c->gather;
+    w.gather = c->layers.gather;
     w.n_runs = 0;
-    for (int64_t layer = 0; layer < c->n_layers && base < hi; layer++) {
+    for (int64_t layer = 0; layer < c->layers.n_layers && base < hi; layer++) {
         pkv_i_geometry folded;
         pkv_i_view     cache, rows;
         w.g = c->only;
         if (w.g == NULL) {
-            layer_views(c, layer, &cache, &rows, NULL);
-            if (skipped(c, &cache)) {
+            pkv_i_layer_views(&c->layers, layer, &cache, &rows, NULL);
+            if (pkv_i_layer_skipped(&c->layers, &cache)) {
                 continue;
             }
             pkv_i_geometry_of(&cache, &rows, &folded);
             w.g = &folded;
         }
         const int64_t token_bytes = w.g->token_bytes;
-        const int64_t tokens = c->n_parts == 1 ? INT64_MAX : count_tokens(slices_of(c, layer));
+        const int64_t tokens = c->n_parts == 1
+                                   ? INT64_MAX
+                                   : count_tokens(pkv_i_layer_slices(&c->layers, layer));
         int64_t       from = 0, to = tokens;
         if (c->n_parts > 1) {
             from = lo > base ? ceil_div(lo - base, token_bytes) : 0;
@@ -211,7 +168,7 @@ static void run_part(void *ctx, int32_t part)
         }
         if (from < to && w.g->converts) {
             if (w.g == c->only) {
-                layer_views(c, layer, &cache, &rows, NULL);
+                pkv_i_layer_views(&c->layers, layer, &cache, &rows, NULL);
             }
             convert_layer(c, &w, &cache, &rows, layer, from, to, to == tokens);
         } else if (from < to) {
@@ -228,22 +185,17 @@ static void run_part(void *ctx, int32_t part)
 static pkv_status run(call *c, const pkv_update_opts *opts, pkv_error *err)
 {
     PKV_I_TRY(pkv_i_check_opts(opts, &c->opts, err));
-    PKV_I_TRY(check_arrays(c, err));
+    PKV_I_TRY(pkv_i_layers_check(&c->layers, err));
     pkv_i_geometry geometry;
     checked        done = {0};
-    for (int64_t layer = 0; layer < c->n_layers; layer++) {
-        pkv_status status = check_layer(c, layer, &geometry, &done, err);
-        if (status != PKV_OK) {
-            if (err != NULL && c->n_layers > 1) {
-                err->layer = layer;
-            }
-            return status;
-        }
+    for (int64_t layer = 0; layer < c->layers.n_layers; layer++) {
+        PKV_I_TRY(pkv_i_fail_layer(check_layer(c, layer, &geometry, &done, err), layer,
+                                   c->layers.n_layers, err));
     }
     if (c->payload_bytes == 0) {
         return PKV_OK;
     }
-    c->only = c->n_layers == 1 ? &geometry : NULL;
+    c->only = c->layers.n_layers == 1 ? &geometry : NULL;
     c->kernels = pkv_i_kernels_current();
     c->stream = pkv_i_wants_streaming(&c->opts, c->payload_bytes);
     c->n_parts = pkv_i_parts(&c->opts, c->payload_bytes);
@@ -255,8 +207,7 @@ pkv_status pkv_update_layers(const pkv_cache *caches, const pkv_new_kv *new_kvs,
                              const int32_t *group_ids, int64_t n_layers, const pkv_slices *groups,
                              int64_t n_groups, const pkv_update_opts *opts, pkv_error *err)
 {
-    call c = {.caches = caches, .rows = new_kvs, .group_ids = group_ids, .n_layers = n_layers,
-              .groups = groups, .n_groups = n_groups, .gather = false};
+    call c = {.layers = {caches, new_kvs, group_ids, n_layers, groups, n_groups, false}};
     return run(&c, opts, err);
 }
 
@@ -264,8 +215,7 @@ pkv_status pkv_gather_layers(const pkv_cache *caches, const pkv_rows *rows,
                              const int32_t *group_ids, int64_t n_layers, const pkv_slices *groups,
                              int64_t n_groups, const pkv_update_opts *opts, pkv_error *err)
 {
-    call c = {.caches = caches, .rows = rows, .group_ids = group_ids, .n_layers = n_layers,
-              .groups = groups, .n_groups = n_groups, .gather = true};
+    call c = {.layers = {caches, rows, group_ids, n_layers, groups, n_groups, true}};
     return run(&c, opts, err);
 }
 

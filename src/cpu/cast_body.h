@@ -13,17 +13,6 @@
 
 #include "numbers.h"
 
-/* A computed scale: largest / most, 1 for nothing but zeros, and never below 2^-126. */
-PKV_I_INLINE float scale_of(uint32_t largest, float most)
-{
-    float scale = largest == 0 ? 1.0f : pkv_i_float(largest) / most;
-    return pkv_i_bits(scale) < 0x00800000 ? 0x1p-126f : scale;
-}
-
-/* Most that a format holds; of the others no scale is ever computed. */
-enum { MOST_e4m3 = 448, MOST_e5m2 = 57344, MOST_int8 = 127, MOST_int4 = 7 };
-enum { MOST_f32 = 1, MOST_f16 = 1, MOST_bf16 = 1 };
-
 /* Of what is read back no scale is ever computed. */
 #define largest_e4m3(src, n) ((void)(src), (void)(n), 0u)
 #define largest_e5m2(src, n) ((void)(src), (void)(n), 0u)
@@ -45,7 +34,7 @@ enum { MOST_f32 = 1, MOST_f16 = 1, MOST_bf16 = 1 };
             return s;                                                                     \
         }                                                                                 \
         if (scaling == PKV_I_SCALE_COMPUTED) {                                            \
-            s = scale_of(largest_##from(src, n), MOST_##to);                              \
+            s = pkv_i_scale_of(largest_##from(src, n), MOST_##to);                              \
             memcpy(scales + at, &s, sizeof s);                                            \
         } else {                                                                          \
             memcpy(&s, scales + at, sizeof s);                                            \

@@ -19,7 +19,9 @@
 #error "conversions need float arithmetic that is rounded to float"
 #endif
 
+#ifndef PKV_I_INLINE /* device code has another word for it */
 #define PKV_I_INLINE static inline __attribute__((always_inline))
+#endif
 
 PKV_I_INLINE uint32_t pkv_i_bits(float x)
 {
@@ -77,6 +79,19 @@ PKV_I_INLINE float pkv_i_from_e4m3(uint8_t x)
     bits = magnitude == 0x7f ? (uint32_t)(PKV_I_F32_INF | PKV_I_F32_QUIET) : bits;
     return pkv_i_float(bits | (uint32_t)(x & 0x80) << 24);
 }
+
+/* ---- scales ------------------------------------------------------------------------------ */
+
+/* A computed scale: largest / most, 1 for nothing but zeros, and never below 2^-126. */
+PKV_I_INLINE float pkv_i_scale_of(uint32_t largest, float most)
+{
+    float scale = largest == 0 ? 1.0f : pkv_i_float(largest) / most;
+    return pkv_i_bits(scale) < 0x00800000 ? 0x1p-126f : scale;
+}
+
+/* Most that a format holds; of the others no scale is ever computed. */
+enum { MOST_e4m3 = 448, MOST_e5m2 = 57344, MOST_int8 = 127, MOST_int4 = 7 };
+enum { MOST_f32 = 1, MOST_f16 = 1, MOST_bf16 = 1 };
 
 /* ---- from float: to nearest, ties to even, once ------------------------------------------ */
 
