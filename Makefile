@@ -8,7 +8,7 @@ ARGS ?=
 build = cmake --build $(1) --parallel $(JOBS) $(if $(V),--verbose,-- --no-print-directory -s)
 configure = cmake -S . -B $(1) $(2) $(if $(V),,--log-level=WARNING >/dev/null)
 
-.PHONY: all run test bench fuzz cuda install clean deps deps-test deps-fuzz
+.PHONY: all run test test-cuda bench fuzz cuda install clean deps deps-test deps-fuzz
 
 all:
 	@$(call configure,build)
@@ -22,10 +22,14 @@ run: deps all
 bench: deps all
 	@build/pagedkv bench $(ARGS)
 
+# With the device code where nvcc is; without it the library says so when a device is opened.
+with_cuda := $(if $(shell command -v nvcc),-DPKV_CUDA=ON)
+
 # Release, then with the address and undefined-behaviour sanitizers, then with
 # the thread sanitizer (whose runtime does not know OpenMP); then the Python package.
 test: deps-test
-	@$(call configure,build/test/release,-DPKV_TESTS=ON)
+	$(if $(with_cuda),,@echo "no nvcc here: the device code for GPUs is not compiled")
+	@$(call configure,build/test/release,-DPKV_TESTS=ON $(with_cuda))
 	@$(call build,build/test/release)
 	@$(call configure,build/test/asan,-DPKV_TESTS=ON -DCMAKE_BUILD_TYPE=RelWithDebInfo -DPKV_SANITIZE=address$(comma)undefined)
 	@$(call build,build/test/asan)
@@ -39,6 +43,13 @@ test: deps-test
 
 comma := ,
 
+# On a machine with an NVIDIA GPU: the device's tests on it.  Exit status 77 where there is none.
+test-cuda: deps-test
+	@command -v nvcc >/dev/null || { echo "make test-cuda: nvcc is not there" >&2; exit 4; }
+	@$(call configure,build/test/cuda,-DPKV_TESTS=ON -DPKV_CUDA=ON)
+	@$(call build,build/test/cuda)
+	@scripts/test-cuda build/test/cuda
+
 # libFuzzer on each target for FUZZ_SECONDS; needs clang.
 FUZZ_SECONDS ?= 60
 fuzz: deps-fuzz
@@ -46,9 +57,12 @@ fuzz: deps-fuzz
 	@$(call build,build/fuzz) $(if $(V),,>/dev/null)
 	@scripts/fuzz build/fuzz $(FUZZ_SECONDS)
 
+# The same with the device code for NVIDIA GPUs, which nvcc makes; a build without nvcc stays as it is.
 cuda:
 	@command -v nvcc >/dev/null || { echo "make cuda: nvcc is not there" >&2; exit 4; }
-	@echo "make cuda: the CUDA backend is not in this release" >&2; exit 4
+	@$(call configure,build,-DPKV_CUDA=ON)
+	@$(call build,build) $(if $(V),,>/dev/null)
+	@echo "build/pagedkv and the library have device code now; \`pagedkv info' says for which device"
 
 install: all
 	@cmake --install build --prefix $(PREFIX)

@@ -4,6 +4,7 @@
  * struct may grow at its end only; its SIZE line then becomes a lower bound.
  */
 #include <pagedkv/pagedkv.h>
+#include <pagedkv/pagedkv_cuda.h>
 
 /* A negative array size is the static assert that all three languages know. */
 #define SIZE(type, bytes) typedef char size_of_##type[sizeof(type) == (bytes) ? 1 : -1]
@@ -222,6 +223,38 @@ AT(pkv_memory, size_bytes, 16);
 AT(pkv_memory, map_bytes, 24);
 AT(pkv_memory, flags, 32);
 AT(pkv_memory, reserved, 36);
+
+SIZE(pkv_cuda_info, 120);
+AT(pkv_cuda_info, device, 8);
+AT(pkv_cuda_info, driver_version, 12);
+AT(pkv_cuda_info, compute_major, 16);
+AT(pkv_cuda_info, compute_minor, 20);
+AT(pkv_cuda_info, n_multiprocessors, 24);
+AT(pkv_cuda_info, grid_blocks, 28);
+AT(pkv_cuda_info, block_threads, 32);
+AT(pkv_cuda_info, memory_bytes, 40);
+AT(pkv_cuda_info, l2_bytes, 48);
+AT(pkv_cuda_info, name, 56);
+SIZE(pkv_cuda_batch, 80);
+AT(pkv_cuda_batch, num_seqs, 8);
+AT(pkv_cuda_batch, max_num_reqs, 16);
+AT(pkv_cuda_batch, context_lens, 24);
+AT(pkv_cuda_batch, query_start_loc, 32);
+AT(pkv_cuda_batch, block_table, 40);
+AT(pkv_cuda_batch, block_table_stride, 48);
+AT(pkv_cuda_batch, block_table_width, 56);
+AT(pkv_cuda_batch, page_size, 64);
+AT(pkv_cuda_batch, n_pages, 72);
+SIZE(pkv_cuda_slots, 80);
+AT(pkv_cuda_slots, slots, 8);
+AT(pkv_cuda_slots, slot_bits, 16);
+AT(pkv_cuda_slots, n_tokens, 24);
+AT(pkv_cuda_slots, num_tokens, 32);
+AT(pkv_cuda_slots, query_start_loc, 40);
+AT(pkv_cuda_slots, num_seqs, 48);
+AT(pkv_cuda_slots, max_num_reqs, 56);
+AT(pkv_cuda_slots, page_size, 64);
+AT(pkv_cuda_slots, n_slots, 72);
 #endif
 
 VALUE(PKV_E_CORRUPT, 10);
@@ -246,6 +279,9 @@ VALUE(PKV_MAX_GROUPS, 8);
 VALUE(PKV_PREFIX_STORED, 1);
 VALUE(PKV_PREFIX_REMOVED, 2);
 VALUE(PKV_PREFIX_CLEARED, 3);
+VALUE(PKV_CUDA_FAULT_COUNT, 0x40000000);
+VALUE(PKV_CUDA_FAULT_SCALE, 0x20000000);
+VALUE(PKV_CUDA_FAULT_SLICES, 0x1fffffff);
 
 int main(void)
 {

@@ -7,6 +7,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[2]
 INCLUDE = re.compile(r'^\s*#\s*include\s+(<[^>]+>|"[^"]+")', re.MULTILINE)
 PUBLIC = "<pagedkv/pagedkv.h>"
+CUDA = "<pagedkv/pagedkv_cuda.h>"
 
 # Files (the first match counts), and what they may include besides headers of the system:
 # "own" is any file of the same folder.  The planner works without any kernel, the pool
@@ -15,13 +16,14 @@ PLANNER = ['"plan.h"', '"slices.h"', '"internal.h"', PUBLIC]
 POOL = ['"pool_state.h"', '"pool_pages.h"', '"allocator.h"', '"extents.h"', '"internal.h"', PUBLIC]
 ON_POOL = ['"pool_pages.h"', '"allocator.h"', '"internal.h"', PUBLIC]
 RULES = [
-    ("python/src/*", ["own", PUBLIC, "<Python.h>"]),
+    ("python/src/*", ["own", PUBLIC, CUDA, "<Python.h>"]),
     ("include/pagedkv/pagedkv.h", ["<pagedkv/moves.h>", "<pagedkv/pool.h>", "<pagedkv/prefix.h>",
                                    "<pagedkv/sequences.h>"]),
     ("include/pagedkv/moves.h", [PUBLIC]),
     ("include/pagedkv/pool.h", [PUBLIC]),
     ("include/pagedkv/prefix.h", ["<pagedkv/pool.h>"]),
     ("include/pagedkv/sequences.h", ["<pagedkv/prefix.h>"]),
+    ("include/pagedkv/pagedkv_cuda.h", [PUBLIC]),
     ("include/pagedkv/*.h", []),
     ("src/extents*", ['"extents.h"']),
     ("src/pool*", POOL),
@@ -35,10 +37,19 @@ RULES = [
     ("src/cpu/dispatch.c", ["own", PUBLIC]),
     ("src/cpu/cast_body.h", ["own", PUBLIC]),
     ("src/cpu/*", ["own"]),
+    ("src/cuda/driver.*", ["own", '"../internal.h"']),
+    ("src/cuda/device.*", ["own", PUBLIC, CUDA, '"../internal.h"']),
+    ("src/cuda/*kernel.h", ["own", '"../cpu/numbers.h"']),
+    ("src/cuda/[ejt]*.h", ["own", PUBLIC, CUDA, '"../cpu/cast.h"']),
+    ("src/cuda/*", ["own", PUBLIC, CUDA, '"../internal.h"', '"../calls.h"', '"../geometry.h"',
+                    '"../layers.h"', '"../layout.h"', '"../pairs.h"', '"../scales.h"',
+                    '"../slices.h"']),
     ("src/runs.h", ["own", '"cpu/kernels.h"']),
     ("src/convert.c", ["own", '"cpu/fpenv.h"']),
     ("src/*", ["own", PUBLIC]),
-    ("cli/*", ["own", PUBLIC, "<jansson.h>", "<omp.h>"]),
+    ("cli/gpu*", ["own"]),
+    ("cli/*", ["own", PUBLIC, CUDA, "<jansson.h>", "<omp.h>"]),
+    ("examples/cuda*", [CUDA]),
     ("examples/*", [PUBLIC]),
     ("tests/test_kernels.c", ["own", PUBLIC, '"../src/cpu/kernels.h"', "<cmocka.h>"]),
     ("tests/test_numbers*.c",
@@ -47,6 +58,9 @@ RULES = [
     ("tests/test_trace*", ["own", PUBLIC, '"../cli/*"', "<cmocka.h>"]),
     ("tests/test_seq_broken.c",
      ["own", PUBLIC, '"../src/pool_state.h"', '"../src/seq_state.h"', "<cmocka.h>"]),
+    ("tests/cuda/*", ["own", PUBLIC, CUDA, '"../../src/*"', '"../../src/cuda/*"', '"../../cli/*"',
+                      '"../*"', "<cmocka.h>"]),
+    ("tests/abi/header.c", [PUBLIC, CUDA]),
     ("tests/abi/same_bytes.c", [PUBLIC, '"../../src/cpu/cast.h"']),
     ("tests/abi/*", ["own", PUBLIC]),
     ("tests/abi/consumer/*", [PUBLIC]),

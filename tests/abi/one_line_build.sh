@@ -8,8 +8,8 @@ cd "$here/../.."
 out=$(mktemp -d)
 trap 'rm -rf "$out"' EXIT
 
-$cc -std=c11 -O2 -fvisibility=hidden -Wall -Wextra -Iinclude src/*.c src/cpu/*.c -shared -fPIC \
-    -o "$out/libpagedkv.so" 2>"$out/log"
+$cc -std=c11 -O2 -fvisibility=hidden -Wall -Wextra -Iinclude src/*.c src/cpu/*.c \
+    src/cuda/*.c -shared -fPIC -ldl -o "$out/libpagedkv.so" 2>"$out/log"
 if [ -s "$out/log" ]; then
     cat "$out/log"
     exit 1
