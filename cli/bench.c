@@ -28,8 +28,11 @@ static int print_help(void)
            "  plan    turn block tables into slices\n"
            "  pool    take and give back pages of a pool, and of a plain linked list\n"
            "\n"
+           "  --backend NAME      cpu, or cuda: update, convert, copy-pages and plan in the\n"
+           "                      memory of the first NVIDIA GPU, beside copies there (cpu)\n"
            "  --pattern NAME      update: single, decode, prefill, merged, mixed,\n"
-           "                      fixture, layers (32 in one call);\n"
+           "                      fixture, layers (32 in one call); on a GPU prefill,\n"
+           "                      merged, decode, padded, layers;\n"
            "                      convert: f32_bf16 ...; gather: bf16_f32 ...; layout: hnd,\n"
            "                      fused_qkv, content, mla; copy-pages: 16KiB ...; swap: out, in;\n"
            "                      plan: decode, prefill, mixed;\n"
@@ -66,7 +69,8 @@ static int print_help(void)
 }
 
 enum {
-    OPTION_PATTERN = CLI_FIRST_LONG_OPTION,
+    OPTION_BACKEND = CLI_FIRST_LONG_OPTION,
+    OPTION_PATTERN,
     OPTION_LAYOUT,
     OPTION_SOURCE,
     OPTION_HUGE_PAGES,
@@ -85,6 +89,7 @@ enum {
 };
 
 static const struct option long_options[] = {
+    {"backend", required_argument, NULL, OPTION_BACKEND},
     {"pattern", required_argument, NULL, OPTION_PATTERN},
     {"layout", required_argument, NULL, OPTION_LAYOUT},
     {"source", required_argument, NULL, OPTION_SOURCE},
@@ -127,6 +132,11 @@ static const choice huge_pages[] = {
     {"off", BENCH_HUGE_OFF},
     {"on", BENCH_HUGE_ON},
     {"both", BENCH_HUGE_OFF | BENCH_HUGE_ON},
+    {NULL, 0},
+};
+static const choice backends[] = {
+    {"cpu", BENCH_CPU},
+    {"cuda", BENCH_CUDA},
     {NULL, 0},
 };
 static const choice peers[] = {
@@ -175,6 +185,8 @@ static bool parse_isa(const char **out)
 static bool take_option(int option, bench_options *o)
 {
     switch (option) {
+    case OPTION_BACKEND:
+        return parse_choice("--backend", backends, &o->backend);
     case OPTION_PATTERN:
         o->pattern = optarg;
         return true;
@@ -218,17 +230,18 @@ static bool take_option(int option, bench_options *o)
 typedef struct case_name {
     const char *name;
     size_t      offset; /* of its switch in the options */
+    bool        on_cuda;
 } case_name;
 
 static const case_name case_names[] = {
-    {"update", offsetof(bench_options, run_update)},
-    {"plan", offsetof(bench_options, run_plan)},
-    {"pool", offsetof(bench_options, run_pool)},
-    {"convert", offsetof(bench_options, run_convert)},
-    {"gather", offsetof(bench_options, run_gather)},
-    {"layout", offsetof(bench_options, run_layout)},
-    {"copy-pages", offsetof(bench_options, run_copy_pages)},
-    {"swap", offsetof(bench_options, run_swap)},
+    {"update", offsetof(bench_options, run_update), true},
+    {"plan", offsetof(bench_options, run_plan), true},
+    {"pool", offsetof(bench_options, run_pool), false},
+    {"convert", offsetof(bench_options, run_convert), true},
+    {"gather", offsetof(bench_options, run_gather), false},
+    {"layout", offsetof(bench_options, run_layout), false},
+    {"copy-pages", offsetof(bench_options, run_copy_pages), true},
+    {"swap", offsetof(bench_options, run_swap), false},
 };
 
 enum { N_CASES = sizeof case_names / sizeof case_names[0] };
@@ -240,8 +253,10 @@ static bool *case_switch(bench_options *o, int i)
 
 static int parse_cases(int argc, char **argv, bench_options *o)
 {
+    const bool cuda = o->backend == BENCH_CUDA;
+
     for (int i = 0; i < N_CASES; i++) {
-        *case_switch(o, i) = optind == argc;
+        *case_switch(o, i) = optind == argc && (!cuda || case_names[i].on_cuda);
     }
     for (; optind < argc; optind++) {
         int i = 0;
@@ -251,6 +266,10 @@ static int parse_cases(int argc, char **argv, bench_options *o)
         if (i == N_CASES) {
             return cli_fail(CLI_USAGE, "bench: no case \"%.60s\" (there are update, plan, pool, "
                             "convert, gather, layout, copy-pages and swap)", argv[optind]);
+        }
+        if (cuda && !case_names[i].on_cuda) {
+            return cli_fail(CLI_USAGE, "bench %s: not with --backend cuda (there are update, "
+                            "convert, copy-pages and plan)", argv[optind]);
         }
         *case_switch(o, i) = true;
     }
@@ -317,6 +336,13 @@ static int run_cases(const bench_options *o, bench_results *results)
     return status;
 }
 
+static int run_backend(const bench_options *o, bench_results *results)
+{
+    return o->backend == BENCH_CUDA
+               ? bench_cuda(o, cli_now_ns() + o->seconds * 1000000000, results)
+               : run_cases(o, results);
+}
+
 int cmd_bench(int argc, char **argv)
 {
     bench_options o = {.num_kv_heads = 8, .head_dim = 128, .dtype = PKV_DTYPE_BF16};
@@ -332,7 +358,7 @@ int cmd_bench(int argc, char **argv)
         return status;
     }
     bench_machine_read(&o.machine);
-    status = run_cases(&o, &results);
+    status = run_backend(&o, &results);
     if (status == CLI_OK && results.n_rows == 0) {
         status = cli_fail(CLI_USAGE, "bench: nothing to time: no such pattern, or too large");
     }

@@ -13,6 +13,7 @@ enum { BENCH_COMBINED = 1, BENCH_NHD = 2, BENCH_HND = 4 };
 enum { BENCH_COLD = 1, BENCH_WARM = 2 };
 enum { BENCH_HUGE_OFF = 1, BENCH_HUGE_ON = 2 };
 enum { BENCH_PEERS_AUTO = 1, BENCH_PEERS_OFF = 2 };
+enum { BENCH_CPU = 1, BENCH_CUDA = 2 };
 
 typedef struct bench_options {
     const char   *json_path;  /* NULL: none */
@@ -29,6 +30,7 @@ typedef struct bench_options {
     unsigned      sources;    /* BENCH_COLD, ... */
     unsigned      huge_pages; /* BENCH_HUGE_OFF, ... */
     unsigned      peers;      /* BENCH_PEERS_AUTO or _OFF; 0: auto, but off with quick */
+    unsigned      backend;    /* BENCH_CPU or _CUDA; 0: CPU */
     bool          quick;
     bool          quiet;
     bool          run_update;
@@ -44,6 +46,9 @@ typedef struct bench_options {
 
 /* One row of results.  NULL text and negative numbers are JSON's null. */
 typedef struct bench_row {
+    const char *backend;
+    const char *device;
+    const char *launch; /* of a call on a device: "graph" or "stream" */
     const char *impl;
     const char *case_name;
     const char *pattern;
@@ -62,6 +67,8 @@ typedef struct bench_row {
     int64_t     requests;
     int64_t     tokens;
     int64_t     num_slices;
+    int64_t     padded_num_slices; /* N; on a device only */
+    int64_t     nodes;             /* calls of a graph */
     int64_t     pages; /* of the pool, or of a call */
     int64_t     layers;
     int64_t     threads;
@@ -81,6 +88,9 @@ typedef struct bench_row {
     double      numpy_fraction;
     double      index_copy_fraction;
     double      calls_fraction;
+    double      floor_ns;
+    double      unpadded_fraction;
+    double      large_copy_fraction;
     double      linked_list_fraction;
     double      adjacent_fraction;
     double      used_fraction;
@@ -93,6 +103,7 @@ typedef struct bench_results {
     bench_row *rows;
     int64_t    n_rows;
     int64_t    capacity;
+    char       device[64]; /* name of the GPU that rows are of */
 } bench_results;
 
 /* Appends a row.  Exit status. */
@@ -109,6 +120,9 @@ bench_text bench_fraction_text(double fraction);
 /* What the cases convert to swap have, and update's layers; in bench_table_moves.c. */
 void bench_print_moves(const bench_results *results, FILE *out);
 
+/* Rows of a device, in bench_cuda.c. */
+void bench_print_cuda(const bench_results *results, FILE *out);
+
 void bench_print_tables(const bench_options *options, const bench_results *results, FILE *out);
 
 /* An array of objects; NULL if memory ran out. */
@@ -123,5 +137,7 @@ int bench_plan(const bench_options *options, int64_t deadline_ns, bench_results 
 int bench_pool(const bench_options *options, int64_t deadline_ns, bench_results *results);
 /* convert, gather, layout, copy-pages and swap; update's layers. */
 int bench_moves(const bench_options *options, int64_t deadline_ns, bench_results *results);
+/* --backend cuda: update, convert, copy-pages and plan. */
+int bench_cuda(const bench_options *options, int64_t deadline_ns, bench_results *results);
 
 #endif

@@ -6,12 +6,15 @@
 #include "bench.h"
 
 const bench_row bench_row_null = {
+    .backend = "cpu",
     .page_size = -1,
     .num_kv_heads = -1,
     .head_dim = -1,
     .requests = -1,
     .tokens = -1,
     .num_slices = -1,
+    .padded_num_slices = -1,
+    .nodes = -1,
     .pages = -1,
     .layers = -1,
     .threads = -1,
@@ -31,6 +34,9 @@ const bench_row bench_row_null = {
     .numpy_fraction = -1,
     .index_copy_fraction = -1,
     .calls_fraction = -1,
+    .floor_ns = -1,
+    .unpadded_fraction = -1,
+    .large_copy_fraction = -1,
     .linked_list_fraction = -1,
     .adjacent_fraction = -1,
     .used_fraction = -1,
@@ -62,6 +68,8 @@ typedef struct field {
 } field;
 
 static const field fields[] = {
+    {"backend", TEXT, offsetof(bench_row, backend)},
+    {"device", TEXT, offsetof(bench_row, device)},
     {"impl", TEXT, offsetof(bench_row, impl)},
     {"case", TEXT, offsetof(bench_row, case_name)},
     {"pattern", TEXT, offsetof(bench_row, pattern)},
@@ -73,6 +81,9 @@ static const field fields[] = {
     {"requests", COUNT, offsetof(bench_row, requests)},
     {"tokens", COUNT, offsetof(bench_row, tokens)},
     {"num_slices", COUNT, offsetof(bench_row, num_slices)},
+    {"padded_num_slices", COUNT, offsetof(bench_row, padded_num_slices)},
+    {"launch", TEXT, offsetof(bench_row, launch)},
+    {"nodes", COUNT, offsetof(bench_row, nodes)},
     {"pages", COUNT, offsetof(bench_row, pages)},
     {"layers", COUNT, offsetof(bench_row, layers)},
     {"source", TEXT, offsetof(bench_row, source)},
@@ -99,6 +110,9 @@ static const field fields[] = {
     {"numpy_fraction", NUMBER, offsetof(bench_row, numpy_fraction)},
     {"index_copy_fraction", NUMBER, offsetof(bench_row, index_copy_fraction)},
     {"calls_fraction", NUMBER, offsetof(bench_row, calls_fraction)},
+    {"floor_ns", NUMBER, offsetof(bench_row, floor_ns)},
+    {"unpadded_fraction", NUMBER, offsetof(bench_row, unpadded_fraction)},
+    {"large_copy_fraction", NUMBER, offsetof(bench_row, large_copy_fraction)},
     {"linked_list_fraction", NUMBER, offsetof(bench_row, linked_list_fraction)},
     {"adjacent_fraction", NUMBER, offsetof(bench_row, adjacent_fraction)},
     {"used_fraction", NUMBER, offsetof(bench_row, used_fraction)},
@@ -357,6 +371,10 @@ static void print_pool(FILE *out, const bench_results *r, int64_t huge_pages)
 void bench_print_tables(const bench_options *options, const bench_results *results, FILE *out)
 {
     print_machine(&options->machine, out);
+    if (options->backend == BENCH_CUDA) {
+        bench_print_cuda(results, out);
+        return;
+    }
     if (options->run_update) {
         print_update(out, results, options->isa != NULL);
     }

@@ -17,6 +17,9 @@ typedef struct step_token {
     int64_t  slot;
 } step_token;
 
+/* The other side, where the cache is in the memory of a GPU: engine_cuda.h. */
+typedef struct engine_cuda engine_cuda;
+
 typedef struct engine {
     const replay_options *o;
     const trace          *trace;
@@ -44,6 +47,8 @@ typedef struct engine {
     int64_t               scratch_bytes; /* a row, its scales, and the numbers of a vector */
     int64_t               step;
     bool                  reported; /* the first difference was printed */
+    engine_cuda          *cuda;     /* NULL: the cache is in host memory */
+    int                   failed;   /* exit status of the first copy from or to it that failed */
 } engine;
 
 /*
@@ -77,8 +82,9 @@ void engine_tear_down(engine *e);
 /*
  * Touches all memory, since the first to touch a page pays for it and that must
  * not be the measured write; measures the copy limit; leaves the cache poisoned.
+ * Exit status.
  */
-void engine_touch_memory(engine *e);
+int engine_touch_memory(engine *e);
 
 /*
  * The checks.  Each counts in the result what it finds and prints the first
@@ -94,7 +100,7 @@ void engine_check_counts(engine *e);
 int64_t engine_verify_row(engine *e, int64_t row);
 
 /* Marks the memory of a row's pages as nobody's, those that others have or can find left out. */
-void engine_poison_row(const engine *e, int64_t row);
+void engine_poison_row(engine *e, int64_t row);
 
 /* A cached page is taken for others: it must be whole up to now, and is nobody's then. */
 void engine_check_evicted(engine *e, int32_t page, const ledger_note *note);

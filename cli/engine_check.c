@@ -1,5 +1,6 @@
 /* The replay's checks: histories read back byte by byte, poison where nobody wrote, counts. */
 #include "engine.h"
+#include "engine_cuda.h"
 
 #include <inttypes.h>
 #include <string.h>
@@ -120,10 +121,37 @@ static int64_t count_stray_slot(engine *e, int64_t slot)
     return strays;
 }
 
+/* The step's slots, from the device, adjacent ones at once. */
+static void fetch_targets(engine *e)
+{
+    const step_token *tokens = e->tokens;
+    int64_t           first = 0;
+    for (int64_t t = 1; e->cuda != NULL && t <= e->schedule.n_tokens; t++) {
+        if (t == e->schedule.n_tokens || tokens[t].slot != tokens[t - 1].slot + 1) {
+            engine_cuda_fetch(e, tokens[first].slot, t - first);
+            first = t;
+        }
+    }
+}
+
+/* The same for all pages of a row. */
+static void fetch_row(engine *e, int64_t row)
+{
+    int64_t        n_pages = 0, first = 0;
+    const int32_t *pages = ledger_of(&e->schedule.ledger, row, &n_pages);
+    for (int64_t i = 1; e->cuda != NULL && i <= n_pages; i++) {
+        if (i == n_pages || pages[i] != pages[i - 1] + 1) {
+            engine_cuda_fetch(e, pages[first] * e->o->page_size, (i - first) * e->o->page_size);
+            first = i;
+        }
+    }
+}
+
 void engine_check_targets(engine *e)
 {
     const int64_t n = e->schedule.n_tokens;
     int64_t       strays = 0;
+    fetch_targets(e);
 #ifdef _OPENMP
 #pragma omp parallel for num_threads((int)e->o->threads) schedule(static) reduction(+ : strays)
 #endif
@@ -207,6 +235,7 @@ int64_t engine_verify_row(engine *e, int64_t row)
 {
     const int64_t n_tokens = e->schedule.computed[row];
     int64_t       mismatched = 0;
+    fetch_row(e, row);
 #ifdef _OPENMP
 #pragma omp parallel for num_threads((int)e->o->threads) schedule(static) reduction(+ : mismatched)
 #endif
@@ -219,7 +248,7 @@ int64_t engine_verify_row(engine *e, int64_t row)
     return n_tokens;
 }
 
-static void poison_page(const engine *e, int32_t page)
+static void poison_page(engine *e, int32_t page)
 {
     const int64_t page_bytes = e->o->page_size * e->shape.row_bytes;
     for (int64_t layer = 0; layer < e->o->num_layers; layer++) {
@@ -230,9 +259,10 @@ static void poison_page(const engine *e, int32_t page)
                    (size_t)(engine_scales_bytes(e) * e->o->page_size));
         }
     }
+    engine_cuda_poison(e, page);
 }
 
-void engine_poison_row(const engine *e, int64_t row)
+void engine_poison_row(engine *e, int64_t row)
 {
     int64_t        n_pages = 0;
     const int32_t *pages = ledger_of(&e->schedule.ledger, row, &n_pages);
@@ -258,6 +288,7 @@ static int64_t count_wrong(engine *e, int32_t page, const ledger_note *note)
 void engine_check_evicted(engine *e, int32_t page, const ledger_note *note)
 {
     if (e->o->verify) {
+        engine_cuda_fetch(e, page * e->o->page_size, e->o->page_size);
         e->result->mismatched_tokens += count_wrong(e, page, note);
         poison_page(e, page);
     }
@@ -277,6 +308,7 @@ void engine_check_rest(engine *e)
 {
     const ledger *p = &e->schedule.ledger;
     const int64_t page_bytes = e->o->page_size * e->shape.row_bytes;
+    engine_cuda_fetch_all(e);
     int64_t       strays = count_stray_guards(e), wrong = 0;
 #ifdef _OPENMP
 #pragma omp parallel for num_threads((int)e->o->threads) schedule(static) \

@@ -1,5 +1,6 @@
 /* The replay's memory: sizes, allocation, views, and where things lie. */
 #include "engine.h"
+#include "engine_cuda.h"
 #include "hugepages.h"
 #include "limit.h"
 #include "quant.h"
@@ -291,6 +292,7 @@ int engine_set_up(engine *e)
     status = status != CLI_OK ? status : allocate_memory(e);
     status = status != CLI_OK ? status : allocate_arrays(e);
     status = status != CLI_OK ? status : make_views(e);
+    status = status != CLI_OK ? status : engine_cuda_open(e);
     if (status != CLI_OK) {
         return status;
     }
@@ -302,10 +304,13 @@ int engine_set_up(engine *e)
                                                      e->longest_pages);
 }
 
-void engine_touch_memory(engine *e)
+int engine_touch_memory(engine *e)
 {
     memset(e->source_memory.data, 0, e->source_memory.size_bytes);
     memset(e->cache_memory.data, CONTENT_POISON, e->cache_memory.size_bytes);
+    if (e->cuda != NULL) {
+        return engine_cuda_touch(e);
+    }
     e->result->huge_pages =
         hugepages_bytes(e->cache_memory.data, e->cache_memory.size_bytes) >=
         (int64_t)(e->cache_memory.size_bytes / 2);
@@ -313,10 +318,12 @@ void engine_touch_memory(engine *e)
         limit_measure(e->cache_memory.data, e->cache_memory.size_bytes, e->source_memory.data,
                       e->source_memory.size_bytes, (int)e->o->threads);
     memset(e->cache_memory.data, CONTENT_POISON, e->cache_memory.size_bytes);
+    return CLI_OK;
 }
 
 void engine_tear_down(engine *e)
 {
+    engine_cuda_close(e);
     for (int way = 0; way < N_WAYS; way++) {
         free(e->columns[way]);
     }

@@ -5,7 +5,7 @@
 #include <string.h>
 
 #include "bench_machine.h"
-#include "cli.h"
+#include "device.h"
 #include "limit.h"
 
 typedef struct info_report {
@@ -13,6 +13,12 @@ typedef struct info_report {
     int           threads;
     double        limit_one_bytes_per_s; /* 0: not measured */
     double        limit_all_bytes_per_s;
+    int32_t       n_devices;
+    bool          has_cuda; /* the first one could be opened; cuda is about it */
+    pkv_cuda_info cuda;
+    pkv_error     cuda_err; /* why not */
+    int           n_driver; /* devices of the driver, whatever the library says */
+    int           driver_code;
 } info_report;
 
 static int print_help(void)
@@ -92,6 +98,43 @@ static void print_isas(FILE *out)
     fprintf(out, "\n");
 }
 
+/* Is a device there?  Whatever is not is no failure here. */
+static void look_for_cuda(info_report *info)
+{
+    pkv_cuda *cuda = NULL;
+
+    info->driver_code = gpu_count(&info->n_driver);
+    info->cuda.struct_size = sizeof info->cuda;
+    if (pkv_cuda_device_count(&info->n_devices, &info->cuda_err) == PKV_OK &&
+        pkv_cuda_open(&cuda, 0, &info->cuda_err) == PKV_OK) {
+        info->has_cuda = pkv_cuda_get_info(cuda, &info->cuda) == PKV_OK;
+    }
+    pkv_cuda_close(cuda);
+}
+
+static void print_cuda(const info_report *info, FILE *out)
+{
+    const pkv_cuda_info *cuda = &info->cuda;
+    char                 line[512];
+
+    if (info->has_cuda) {
+        fprintf(out, "CUDA             %s, compute capability %d.%d,\n"
+                     "                 %d multiprocessors, %.1f GiB; driver %d.%d; %d device%s\n",
+                cuda->name, cuda->compute_major, cuda->compute_minor, cuda->n_multiprocessors,
+                (double)cuda->memory_bytes / (double)(1 << 30), cuda->driver_version / 1000,
+                cuda->driver_version % 1000 / 10, info->n_devices, info->n_devices == 1 ? "" : "s");
+        return;
+    }
+    pkv_error_format(&info->cuda_err, line, sizeof line);
+    fprintf(out, "CUDA             %s;\n", line);
+    if (info->driver_code != 0) {
+        fprintf(out, "                 %s\n", gpu_error_text(NULL, info->driver_code));
+    } else {
+        fprintf(out, "                 the driver has %d device%s\n", info->n_driver,
+                info->n_driver == 1 ? "" : "s");
+    }
+}
+
 static void print_table(const info_report *info, FILE *out)
 {
     const bench_machine *machine = &info->machine;
@@ -105,7 +148,7 @@ static void print_table(const info_report *info, FILE *out)
     fprintf(out, "huge pages       %s\n", machine->huge_pages);
     fprintf(out, "copy limit       %.1f GB/s with one thread, %.1f GB/s with all, read + written\n",
             info->limit_one_bytes_per_s / 1e9, info->limit_all_bytes_per_s / 1e9);
-    fprintf(out, "CUDA             built without\n");
+    print_cuda(info, out);
 }
 
 /* Names of the instruction sets that are built in, or usable ones only. */
@@ -146,11 +189,26 @@ static json_t *conversions_to_json(void)
     return object;
 }
 
+static json_t *cuda_to_json(const info_report *info)
+{
+    const pkv_cuda_info *cuda = &info->cuda;
+
+    if (!info->has_cuda) {
+        return json_null();
+    }
+    return json_pack("{s:s, s:o, s:i, s:I, s:I, s:i, s:i}", "name", cuda->name,
+                     "compute_capability",
+                     json_sprintf("%d.%d", cuda->compute_major, cuda->compute_minor),
+                     "multiprocessors", cuda->n_multiprocessors, "memory_bytes",
+                     (json_int_t)cuda->memory_bytes, "l2_bytes", (json_int_t)cuda->l2_bytes,
+                     "driver_version", cuda->driver_version, "devices", info->n_devices);
+}
+
 static json_t *to_json(const info_report *info)
 {
     const bench_machine *machine = &info->machine;
 
-    return json_pack("{s:s, s:o, s:o, s:s, s:o, s:i, s:s, s:I, s:I, s:I, s:s, s:f, s:f, s:n}",
+    return json_pack("{s:s, s:o, s:o, s:s, s:o, s:i, s:s, s:I, s:I, s:I, s:s, s:f, s:f, s:o}",
                      "version", pkv_version_string(),
                      "isa_built", isas_to_json(false),
                      "isa_usable", isas_to_json(true),
@@ -164,7 +222,7 @@ static json_t *to_json(const info_report *info)
                      "huge_pages_setting", machine->huge_pages,
                      "copy_limit_bytes_per_s", info->limit_all_bytes_per_s,
                      "copy_limit_one_thread_bytes_per_s", info->limit_one_bytes_per_s,
-                     "cuda_device");
+                     "cuda_device", cuda_to_json(info));
 }
 
 int cmd_info(int argc, char **argv)
@@ -182,6 +240,7 @@ int cmd_info(int argc, char **argv)
         return status;
     }
     bench_machine_read(&info.machine);
+    look_for_cuda(&info);
     status = measure_limit(&info);
     if (status != CLI_OK) {
         return status;

@@ -28,6 +28,7 @@ typedef struct replay_options {
     bool        follow_arrivals;
     bool        prefix_cache;
     bool        recompute; /* --preempt recompute */
+    bool        cuda; /* --backend cuda */
     bool        verify;
     bool        quiet;
 } replay_options;
@@ -67,6 +68,9 @@ typedef struct replay_result {
     int64_t     poison_errors; /* pages or slots that were written while nobody owned them */
     int64_t     plan_errors;   /* plans with another number of slices than counted from tokens */
     int64_t     elapsed_ns;
+    int64_t     n_graphs; /* token buckets that were captured */
+    int32_t     status_word;   /* of all updates on a device; 0: all was well */
+    char        device[64];    /* its name; empty: none */
     double      copy_limit_bytes_per_s;
     bool        huge_pages; /* the cache got them */
     replay_kind kind[N_KINDS];

@@ -45,8 +45,9 @@ static void print_head(FILE *out, const replay_options *o, const trace *t, const
             pkv_dtype_name(o->dtype));
     fprintf(out, "step      at most %" PRId64 " requests and %" PRId64 " tokens\n",
             o->max_num_reqs, o->max_num_batched_tokens);
-    fprintf(out, "run       pagedkv %s, %" PRId64 " thread%s, %s\n\n", pkv_version_string(),
-            o->threads, o->threads == 1 ? "" : "s", pkv_isa_current());
+    fprintf(out, "run       pagedkv %s, %" PRId64 " thread%s, %s%s%s\n\n", pkv_version_string(),
+            o->threads, o->threads == 1 ? "" : "s", pkv_isa_current(), o->cuda ? "; cache on " : "",
+            r->device);
 }
 
 static void print_checks(FILE *out, const replay_options *o, const replay_result *r)
@@ -112,10 +113,13 @@ static void print_ways(FILE *out, const replay_options *o, const replay_result *
             "\nplanning  exact %.1f ns, merged %.1f ns a slice; exact is %.2f%% of its updates\n",
             ratio((double)r->plan_ns, slices), ratio((double)r->plan_ns_merged, slices),
             100 * ratio((double)r->plan_ns, (double)total.update_ns[WAY_EXACT]));
-    fprintf(out, "limit     %.1f GB/s: the best plain contiguous copy, read plus written; the new\n"
-                 "          K/V of a step are fresh in the processor's cache, so it can be beaten\n"
-                 "\n",
-            r->copy_limit_bytes_per_s / 1e9);
+    fprintf(out, "limit     %.1f GB/s: ", r->copy_limit_bytes_per_s / 1e9);
+    fputs(o->cuda ? "a large copy within the device, read plus written; times are\n"
+                    "          of one graph a step, with its launch\n\n"
+                  : "the best plain contiguous copy, read plus written; the new\n"
+                    "          K/V of a step are fresh in the processor's cache, so it can be "
+                    "beaten\n\n",
+          out);
 }
 
 /* A bar of n eighths of a character, in the best characters that the terminal has. */
@@ -256,8 +260,8 @@ static json_t *kind_json(const replay_options *o, const replay_result *r, const 
 
 static json_t *options_json(const replay_options *o, const replay_result *r)
 {
-    return json_pack("{s:s?, s:s, s:I, s:I, s:I, s:I, s:I, s:I, s:s, s:s, s:I, s:I, s:I, s:s, s:b, "
-                     "s:s, s:s, s:b, s:s, s:s}",
+    return json_pack("{s:s?, s:s, s:I, s:I, s:I, s:I, s:I, s:I, s:s, s:s, s:I, s:I, s:I, s:s, "
+                     "s:s?, s:b, s:s, s:s, s:b, s:s, s:s}",
                      "trace", o->trace_path, "arrivals", o->follow_arrivals ? "trace" : "now",
                      "page_size", (json_int_t)o->page_size, "num_pages", (json_int_t)r->num_pages,
                      "max_num_reqs", (json_int_t)o->max_num_reqs, "max_num_batched_tokens",
@@ -266,7 +270,8 @@ static json_t *options_json(const replay_options *o, const replay_result *r)
                      pkv_dtype_name(o->dtype), "cache_dtype", pkv_dtype_name(o->cache_dtype),
                      "num_layers", (json_int_t)o->num_layers, "num_slices_per_block",
                      (json_int_t)o->num_slices_per_block, "threads", (json_int_t)o->threads,
-                     "backend", "cpu", "verify", o->verify, "isa", pkv_isa_current(), "version",
+                     "backend", o->cuda ? "cuda" : "cpu", "device", o->cuda ? r->device : NULL,
+                     "verify", o->verify, "isa", pkv_isa_current(), "version",
                      pkv_version_string(), "huge_pages", r->huge_pages, "prefix_cache",
                      o->prefix_cache ? "on" : "off", "preempt",
                      o->recompute ? "recompute" : "refuse");
@@ -305,6 +310,12 @@ static json_t *pages_json(const replay_options *o, const replay_result *r)
                      (json_int_t)r->pages_cached);
 }
 
+/* What a run without a device does not have. */
+static json_t *device_json(const replay_options *o, int64_t value)
+{
+    return o->cuda ? json_integer(value) : json_null();
+}
+
 json_t *replay_json(const replay_options *o, const trace *t, const replay_result *r)
 {
     const replay_kind all = replay_total(r);
@@ -314,12 +325,14 @@ json_t *replay_json(const replay_options *o, const trace *t, const replay_result
                                                             : json_null();
     json_t           *root = counts_json(o, r, &all);
     json_t           *rest =
-        json_pack("{s:o, s:o, s:o, s:o, s:o, s:o, s:s, s:s?}", "copy_limit_bytes_per_s", limit,
-                  "update_bytes_per_s", json_ratio(bytes, seconds), "limit_fraction",
+        json_pack("{s:o, s:o, s:o, s:o, s:o, s:o, s:s, s:s?, s:o, s:o}",
+                  "copy_limit_bytes_per_s", limit, "update_bytes_per_s",
+                  json_ratio(bytes, seconds), "limit_fraction",
                   json_ratio(bytes, seconds * r->copy_limit_bytes_per_s), "decode_only",
                   kind_json(o, r, &r->kind[KIND_DECODE]), "with_prefill",
                   kind_json(o, r, &r->kind[KIND_PREFILL]), "options", options_json(o, r), "format",
-                  t->format, "series", o->series_path);
+                  t->format, "series", o->series_path, "graphs", device_json(o, r->n_graphs),
+                  "status_word", device_json(o, r->status_word));
     json_t           *pages = pages_json(o, r);
     if (root == NULL || rest == NULL || pages == NULL || json_object_update(root, pages) != 0 ||
         json_object_update(root, rest) != 0) {

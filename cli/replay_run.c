@@ -1,5 +1,6 @@
 /* Running a trace: schedule, fill, plan, write three times, check, free. */
 #include "engine.h"
+#include "engine_cuda.h"
 
 #include <inttypes.h>
 #include <stdlib.h>
@@ -103,6 +104,9 @@ static int write_way(engine *e, int way, int64_t *ns)
 {
     const pkv_update_opts opts = {.struct_size = sizeof opts,
                                   .max_threads = (int32_t)e->o->threads};
+    if (e->cuda != NULL) {
+        return engine_cuda_write(e, way, ns);
+    }
     pkv_slices            slices = way_slices(e, way);
     pkv_error             err;
     int64_t               start = cli_now_ns();
@@ -158,6 +162,7 @@ static int write_step(engine *e)
         int way = (int)((e->step + i) % N_WAYS);
         if (e->o->verify) {
             make_source(e, i == 0, stamp, way + 1);
+            engine_cuda_put_rows(e);
             stamp = way + 1;
         }
         status = write_way(e, way, &ns[way]);
@@ -256,11 +261,12 @@ int replay_run(const replay_options *o, const trace *t, replay_result *out)
     int64_t start = cli_now_ns();
     int     status = engine_set_up(&e);
     if (status == CLI_OK) {
-        engine_touch_memory(&e);
-        status = run_steps(&e);
+        status = engine_touch_memory(&e);
+        status = status != CLI_OK ? status : run_steps(&e);
         if (status == CLI_OK && o->verify) {
             engine_check_rest(&e);
         }
+        status = status != CLI_OK ? status : engine_cuda_finish(&e);
         status = status != CLI_OK ? status : collect(&e);
     }
     engine_tear_down(&e);

@@ -30,10 +30,10 @@ SCALES = {"none": 0, "tensor": 0, "head": 0, "token_head": 1, "group32": 4}  # o
 PATTERNS = {"convert": set(CONVERT), "gather": set(GATHER), "layout": set(LAYOUT),
             "copy-pages": {"16KiB", "64KiB", "256KiB"}, "swap": {"out", "in"}}
 
-ALWAYS = {"impl", "case", "pattern", "plan", "layout", "page_size", "num_kv_heads", "head_dim",
-          "tokens", "source", "src_dtype", "cache_dtype", "isa", "threads", "huge_pages", "rounds",
-          "ns_median", "ns_p25", "ns_p75", "bytes_per_s", "limit_way", "limit_bytes_per_s",
-          "limit_fraction"}
+ALWAYS = {"backend", "impl", "case", "pattern", "plan", "layout", "page_size", "num_kv_heads",
+          "head_dim", "tokens", "source", "src_dtype", "cache_dtype", "isa", "threads",
+          "huge_pages", "rounds", "ns_median", "ns_p25", "ns_p75", "bytes_per_s", "limit_way",
+          "limit_bytes_per_s", "limit_fraction"}
 PLANNED = {"requests", "num_slices", "ns_per_slice"}
 LOOP = {"pattern_way", "pattern_bytes_per_s", "pattern_fraction"}
 PAGES = {"pages", "layers", "ns_per_page"}

@@ -18,8 +18,8 @@ PREFIX_PAGES = {"prefix_find": 624, "prefix_insert": 625, "prefix_append": 1}
 ALL = {*TAKEN, *CALLS, *TABLES, *PREFIX, "grow"}
 SIZES = {1000, 10000, 100000}
 PREFIX_SIZES = {10000, 100000}
-ALWAYS = {"impl", "case", "pattern", "pages", "threads", "huge_pages", "rounds", "ns_median",
-          "ns_p25", "ns_p75"}
+ALWAYS = {"backend", "impl", "case", "pattern", "pages", "threads", "huge_pages", "rounds",
+          "ns_median", "ns_p25", "ns_p75"}
 WIDTH = 80
 
 program = ""

@@ -443,9 +443,6 @@ class Replay(Case):
                          "--page-size", 1, "--num-pages", 2 * entries, "--max-num-reqs", 2**20,
                          "--max-num-batched-tokens", 1)
 
-    def test_no_device(self):
-        self.check_fails(4, "cuda", "replay", DATA / "azure_small.csv", "--backend", "cuda")
-
     @unittest.skipUnless(REAL_TRACES.is_dir(), f"{REAL_TRACES} is not there")
     def test_real_traces(self):
         for name in ("AzureLLMInferenceTrace_conv.csv", "AzureLLMInferenceTrace_code.csv",

@@ -70,6 +70,19 @@ if(NOT PKV_SANITIZE MATCHES thread)
     target_link_options(test_cuda_same_${name} PRIVATE "LINKER:--wrap=main" "LINKER:--wrap=pkv_plan"
       "LINKER:--wrap=pkv_plan_slots_i32" "LINKER:--wrap=pkv_plan_slots_i64")
   endforeach()
+
+  # The program, with device code that the driver runs, and mistakes that it must find.
+  add_executable(pagedkv_emulated ${cli_sources} ${cuda_image} cli/fault_cuda.c)
+  set_target_properties(pagedkv_emulated PROPERTIES C_STANDARD 11 C_EXTENSIONS ON)
+  target_link_libraries(pagedkv_emulated PRIVATE
+    pkv_options pagedkv::static PkgConfig::jansson PkgConfig::xxhash ${CMAKE_DL_LIBS} m)
+  if(PKV_OPENMP)
+    target_link_libraries(pagedkv_emulated PRIVATE OpenMP::OpenMP_C)
+  endif()
+  target_link_options(pagedkv_emulated PRIVATE "LINKER:--wrap=pkv_cuda_update_layers")
+  add_dependencies(pagedkv_emulated fake_cuda)
+  pkv_add_command(cuda_cli ${Python3_EXECUTABLE} ${CMAKE_CURRENT_SOURCE_DIR}/cli/cuda.py
+                  $<TARGET_FILE:pagedkv> ${fake_cuda_dir} $<TARGET_FILE:pagedkv_emulated>)
 endif()
 
 # The driver's interface as it is declared here, against its own header where that is.
