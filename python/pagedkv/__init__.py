@@ -20,10 +20,13 @@ from pathlib import Path as _Path
 
 from . import _core, sizing
 from ._errors import (
+    DeviceError,
     Error,
     InvalidError,
     NoMemoryError,
+    NoPagesError,
     RangeError,
+    StateError,
     StrictError,
     UnsupportedError,
 )
@@ -38,15 +41,19 @@ from ._update import (
 __version__: str = _core.version()
 
 __all__ = [
+    "DeviceError",
     "Error",
     "InvalidError",
     "NoMemoryError",
+    "NoPagesError",
     "Plan",
     "RangeError",
     "StepPlan",
+    "StateError",
     "StrictError",
     "UnsupportedError",
     "check_slices",
+    "cuda_device_count",
     "get_include",
     "get_num_threads",
     "instruction_set",
@@ -80,6 +87,11 @@ def set_num_threads(n: int) -> None:
 def instruction_set() -> str:
     """The instruction set in use: "c", "avx2", "avx512" or "neon" (PAGEDKV_ISA chooses)."""
     return _core.isa()
+
+
+def cuda_device_count() -> int:
+    """How many CUDA devices the driver has; 0 without a driver, or in a build without CUDA."""
+    return _core.cuda_device_count()
 
 
 def get_include() -> str:

@@ -47,7 +47,7 @@ class StrictError(Error, ValueError):
 
 
 class UnsupportedError(Error, NotImplementedError):
-    """Meaningful, but not in this release: a device, a kind of items."""
+    """Meaningful, but not in this build or release: a device, a kind of items."""
 
     status = "UNSUPPORTED"
 
@@ -58,7 +58,26 @@ class NoMemoryError(Error, MemoryError):
     status = "NO_MEMORY"
 
 
-_CLASSES = {1: InvalidError, 2: RangeError, 3: StrictError, 4: UnsupportedError, 5: NoMemoryError}
+class NoPagesError(Error, MemoryError):
+    """A pool has fewer pages left than were asked for: ``value``, of ``limit``."""
+
+    status = "NO_PAGES"
+
+
+class StateError(Error, RuntimeError):
+    """A page is not in a state for the call; ``index`` names it."""
+
+    status = "STATE"
+
+
+class DeviceError(Error, RuntimeError):
+    """A device or its driver failed; the message has the driver's code."""
+
+    status = "DEVICE"
+
+
+_CLASSES = {1: InvalidError, 2: RangeError, 3: StrictError, 4: UnsupportedError, 5: NoMemoryError,
+            6: NoPagesError, 7: StateError, 8: DeviceError}
 
 _RULES = (
     "", "COUNT", "NEW_KV_START", "KV_CACHE_START", "SLICE_LEN", "NEW_KV_END", "KV_CACHE_END",

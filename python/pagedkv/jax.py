@@ -1,4 +1,6 @@
-"""JAX: upstream's ``kv_cache_update``, a custom call on CPUs and a Pallas kernel on TPUs."""
+"""JAX: upstream's ``kv_cache_update``, a custom call on CPUs and CUDA devices, a Pallas kernel
+on TPUs.
+"""
 
 from __future__ import annotations
 
@@ -21,9 +23,13 @@ _INT32, _INT64 = np.dtype(np.int32), np.dtype(np.int64)
 _VMEM_LIMIT_BYTES = 40 * 1024 * 1024
 
 jax.ffi.register_ffi_target(_TARGET, _core.xla_handler(), platform="cpu", api_version=1)
+# Kept by jaxlib until a CUDA plug-in is loaded, if one ever is.
+jax.ffi.register_ffi_target(
+    _TARGET, {"initialize": _core.xla_handler_cuda(), "execute": _core.xla_handler_cuda()},
+    platform="CUDA", api_version=1)
 
 
-def _update_cpu(new_kv: Any, slices: Any, kv_cache: Any, count: Any) -> Any:
+def _update_custom_call(new_kv: Any, slices: Any, kv_cache: Any, count: Any) -> Any:
     call = jax.ffi.ffi_call(
         _TARGET,
         jax.ShapeDtypeStruct(kv_cache.shape, kv_cache.dtype),
@@ -64,14 +70,15 @@ def _update(
     num_slices_per_block: int | None, mesh: Mesh | None, kv_cache_pspec: PartitionSpec | None,
     vmem_limit_bytes: int | None, platform: str,
 ) -> Any:
-    if platform == "cpu":
-        body: Any = _update_cpu
+    if platform in ("cpu", "cuda", "gpu"):
+        body: Any = _update_custom_call
     elif platform == "tpu":
         body = functools.partial(
             _update_tpu, page_size=page_size, num_slices_per_block=num_slices_per_block,
             vmem_limit_bytes=vmem_limit_bytes)
     else:
-        raise UnsupportedError(f"kv_cache: is on {platform}; this release writes on cpu and tpu")
+        raise UnsupportedError(f"kv_cache: is on {platform}; this release writes on cpu, cuda and "
+                               "tpu")
     if mesh is not None:
         whole = PartitionSpec()
         body = jax.shard_map(
@@ -168,7 +175,10 @@ def kv_cache_update(
     Raises:
         ValueError: shapes, dtypes, a mesh without kv_cache_pspec, and what the validator finds.
         ValueError or jax.errors.JaxRuntimeError: on CPUs, n or a slice outside its bounds, when
-            the program runs; nothing was written then. A TPU skips such slices.
+            the program runs; nothing was written then. CUDA devices and TPUs skip such slices,
+            and CUDA devices write nothing where n is out of bounds.
+        UnsupportedError: another platform. jax.errors.JaxRuntimeError: on CUDA devices, a build
+            without CUDA.
     """
     _check_arrays(new_kv, slices, kv_cache)
     count = _as_count(num_kv_update_slices)

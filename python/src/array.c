@@ -225,20 +225,9 @@ static int64_t int_of_call(PyObject *obj, const char *method)
     return value;
 }
 
-/* 1: done, 0: not a tensor of the plain kind, -1: exception set. */
-static int from_torch(array *a, PyObject *obj, PyObject *data_ptr)
+/* Wherever the items lie.  False, without an exception: not a tensor of the plain kind. */
+static bool torch_fields(array *a, PyObject *obj, PyObject *data_ptr)
 {
-    PyObject *is_cpu = PyObject_GetAttrString(obj, "is_cpu");
-    if (is_cpu == NULL) {
-        PyErr_Clear();
-        return 0;
-    }
-    bool on_cpu = is_cpu == Py_True;
-    Py_DECREF(is_cpu);
-    if (!on_cpu) {
-        raise_unsupported("%s: is not in host memory; this release has no CUDA backend", a->name);
-        return -1;
-    }
     PyObject *shape = PyObject_GetAttrString(obj, "shape");
     PyObject *strides = shape == NULL ? NULL : PyObject_CallMethod(obj, "stride", NULL);
     PyObject *dtype = strides == NULL ? NULL : PyObject_GetAttrString(obj, "dtype");
@@ -259,7 +248,48 @@ static int from_torch(array *a, PyObject *obj, PyObject *data_ptr)
     Py_XDECREF(strides);
     Py_XDECREF(shape);
     PyErr_Clear(); /* a sparse tensor has no data_ptr; whoever asks next names the argument */
-    return ok && a->dtype != DTYPE_NONE ? 1 : 0;
+    return ok && a->dtype != DTYPE_NONE;
+}
+
+/* 1: done, 0: not a tensor of the plain kind, -1: exception set. */
+static int from_torch(array *a, PyObject *obj, PyObject *data_ptr)
+{
+    PyObject *is_cpu = PyObject_GetAttrString(obj, "is_cpu");
+    if (is_cpu == NULL) {
+        PyErr_Clear();
+        return 0;
+    }
+    bool on_cpu = is_cpu == Py_True;
+    Py_DECREF(is_cpu);
+    if (!on_cpu) {
+        raise_unsupported("%s: is not in host memory; torch.ops.pagedkv has operators for CUDA "
+                          "tensors", a->name);
+        return -1;
+    }
+    return torch_fields(a, obj, data_ptr) ? 1 : 0;
+}
+
+/* The ordinal of the CUDA device that a tensor is on, or -1. */
+static int64_t cuda_device_of(PyObject *obj)
+{
+    PyObject *is_cuda = PyObject_GetAttrString(obj, "is_cuda");
+    int64_t   device = is_cuda == Py_True ? int_of_call(obj, "get_device") : -1;
+    Py_XDECREF(is_cuda);
+    PyErr_Clear();
+    return device;
+}
+
+static void raise_elsewhere(const array *a, PyObject *obj, int32_t device)
+{
+    PyObject *where = PyObject_GetAttrString(obj, "device");
+    PyObject *text = where == NULL ? NULL : PyObject_Str(where);
+    PyObject *utf8 = text == NULL ? NULL : PyUnicode_AsUTF8String(text);
+    PyErr_Clear();
+    raise_invalid("%s: is on %.40s, not on cuda:%d", a->name,
+                  utf8 == NULL ? "no device" : PyBytes_AsString(utf8), (int)device);
+    Py_XDECREF(utf8);
+    Py_XDECREF(text);
+    Py_XDECREF(where);
 }
 
 /* ---- all of them ------------------------------------------------------------------ */
@@ -316,6 +346,23 @@ bool array_open(array *out, PyObject *obj, const char *name, bool writable)
         return fail_open(out, "has no memory: it was freed, or never had any");
     }
     return true;
+}
+
+bool array_open_cuda(array *out, PyObject *obj, const char *name, int32_t device)
+{
+    *out = (array){.name = name, .dtype = DTYPE_NONE};
+    if (cuda_device_of(obj) != device) {
+        raise_elsewhere(out, obj, device);
+        return false;
+    }
+    PyObject *data_ptr = PyObject_GetAttrString(obj, "data_ptr");
+    bool      ok = data_ptr != NULL && torch_fields(out, obj, data_ptr);
+    Py_XDECREF(data_ptr);
+    PyErr_Clear();
+    if (!ok) {
+        return fail_open(out, "is no tensor with items in memory");
+    }
+    return out->data != NULL || !has_items(out) || fail_open(out, "has no memory: it was freed");
 }
 
 void array_close(array *a)

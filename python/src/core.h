@@ -12,6 +12,7 @@
 #include <stdint.h>
 
 #include <pagedkv/pagedkv.h>
+#include <pagedkv/pagedkv_cuda.h>
 
 enum { MAX_DIMS = 5 };
 
@@ -35,6 +36,9 @@ typedef struct array {
 
 /* Fills *out from NumPy, PyTorch or anything with DLPack.  False: exception set. */
 bool array_open(array *out, PyObject *obj, const char *name, bool writable);
+
+/* The same of a PyTorch tensor on that CUDA device; its items must not be looked at. */
+bool array_open_cuda(array *out, PyObject *obj, const char *name, int32_t device);
 void array_close(array *a);
 
 /* A JAX array, which is never written. */
@@ -54,7 +58,8 @@ const char *dtype_name(int32_t dtype);
 /* Sets pagedkv's exception for a status of the library; returns NULL. */
 PyObject *raise_error(const pkv_error *err, const pkv_slices *slices);
 
-/* The same for what the bindings find: PKV_E_INVALID and a printf-style text. */
+/* The same with a printf-style text of the bindings' own; PKV_E_INVALID for the second. */
+PyObject *raise_status(pkv_status code, const char *format, ...);
 PyObject *raise_invalid(const char *format, ...);
 PyObject *raise_unsupported(const char *format, ...);
 
@@ -66,6 +71,23 @@ void    pool_set_threads(int32_t n);
 /* The options of a call that moves as many bytes, about. */
 pkv_update_opts core_opts(uint32_t flags, int64_t bytes);
 
+/* The device's handle, opened the first time.  Needs no GIL. */
+pkv_status cuda_handle(int32_t device, pkv_cuda **out, pkv_error *err);
+
+/* The same with an exception for what went wrong.  NULL: exception set. */
+pkv_cuda *cuda_open_device(int32_t device);
+
+/* Where a call on CUDA tensors runs, from Python's numbers.  False: exception set. */
+typedef struct cuda_place {
+    int32_t         device;
+    pkv_cuda_stream stream;
+} cuda_place;
+
+bool cuda_read_place(PyObject *device, PyObject *stream, cuda_place *out);
+
+/* One int32 that the device reads or writes.  False: exception set. */
+bool cuda_open_word(array *a, PyObject *obj, const char *name, int32_t device);
+
 /* Methods, file by file. */
 PyObject *core_move(PyObject *self, PyObject *const *args, Py_ssize_t n_args);
 PyObject *core_check_slices(PyObject *self, PyObject *const *args, Py_ssize_t n_args);
@@ -74,6 +96,12 @@ PyObject *core_plan_bound(PyObject *self, PyObject *args);
 PyObject *core_plan_slots(PyObject *self, PyObject *args);
 PyObject *core_plan_step(PyObject *self, PyObject *args);
 PyObject *core_xla_handler(PyObject *self, PyObject *args);
+PyObject *core_xla_handler_cuda(PyObject *self, PyObject *args);
+PyObject *core_cuda_device_count(PyObject *self, PyObject *args);
+PyObject *core_cuda_open(PyObject *self, PyObject *args);
+PyObject *core_cuda_update(PyObject *self, PyObject *const *args, Py_ssize_t n_args);
+PyObject *core_cuda_plan(PyObject *self, PyObject *args);
+PyObject *core_cuda_plan_slots(PyObject *self, PyObject *args);
 
 /* Two views of upstream's slices, int32 [3, N], and the count. */
 bool slices_open(pkv_slices *out, const array *a, int32_t *n);

@@ -52,6 +52,15 @@ static PyObject *raise_text(pkv_status code, const char *format, va_list values)
     return NULL;
 }
 
+PyObject *raise_status(pkv_status code, const char *format, ...)
+{
+    va_list values;
+    va_start(values, format);
+    raise_text(code, format, values);
+    va_end(values);
+    return NULL;
+}
+
 PyObject *raise_invalid(const char *format, ...)
 {
     va_list values;

@@ -148,6 +148,12 @@ static PyMethodDef methods[] = {
     {"version", version, METH_NOARGS, NULL},
     {"isa", isa, METH_NOARGS, NULL},
     {"xla_handler", core_xla_handler, METH_NOARGS, NULL},
+    {"xla_handler_cuda", core_xla_handler_cuda, METH_NOARGS, NULL},
+    {"cuda_device_count", core_cuda_device_count, METH_NOARGS, NULL},
+    {"cuda_open", core_cuda_open, METH_VARARGS, NULL},
+    {"cuda_update", FAST(core_cuda_update), METH_FASTCALL, NULL},
+    {"cuda_plan", core_cuda_plan, METH_VARARGS, NULL},
+    {"cuda_plan_slots", core_cuda_plan_slots, METH_VARARGS, NULL},
     {NULL, NULL, 0, NULL},
 };
 

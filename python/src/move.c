@@ -87,6 +87,12 @@ static bool is_fault_of_scales(const pkv_cache *cache)
     return pkv_cache_check(&bare, NULL) == PKV_OK;
 }
 
+/* Not of dtypes: of what a device or its driver cannot do. */
+static bool is_fault_of_device(const call *c, const pkv_error *err)
+{
+    return c->cuda != NULL && err->code == PKV_E_UNSUPPORTED && c->k.dtype == c->k_cache.dtype;
+}
+
 /* The library speaks of caches and rows, the caller of arguments. */
 static void raise_refusal(const call *c, const pkv_cache *cache, const pkv_rows *rows,
                           const pkv_error *err)
@@ -96,12 +102,13 @@ static void raise_refusal(const call *c, const pkv_cache *cache, const pkv_rows 
     const bool  both = c->k_scale.given && c->v_scale.given;
     pkv_new_kv  source = views_source(rows);
     pkv_error   why;
-    if (err->rule == PKV_RULE_SCALE) {
+    if (err->rule == PKV_RULE_SCALE || is_fault_of_device(c, err)) {
         raise_error(err, NULL);
     } else if (err->code == PKV_E_UNSUPPORTED) {
         views_refuse_dtypes(c);
     } else if (err->code != PKV_E_INVALID || err->rule != PKV_RULE_NONE) {
-        raise_error(err, err->rule >= PKV_RULE_NEW_KV_START ? &c->plan : NULL);
+        const bool of_slice = err->rule >= PKV_RULE_NEW_KV_START && c->cuda == NULL;
+        raise_error(err, of_slice ? &c->plan : NULL);
     } else if (pkv_cache_check(cache, &why) != PKV_OK && is_fault_of_scales(cache)) {
         raise_invalid("%s%s%s: %s", c->k_scale.given ? "k_scale" : "", both ? ", " : "",
                       c->v_scale.given ? "v_scale" : "", why.what);
@@ -127,7 +134,27 @@ static int64_t bytes_of(const array *rows)
     return bytes < INT64_MAX / 4 ? bytes : INT64_MAX / 4;
 }
 
-static bool run(call *c)
+static pkv_status run_host(const call *c, const pkv_cache *cache, const pkv_rows *rows,
+                           pkv_error *err)
+{
+    pkv_update_opts opts = core_opts(c->flags, bytes_of(&c->k) + (c->apart ? bytes_of(&c->v) : 0));
+    if (c->gather) {
+        return pkv_gather(cache, rows, &c->plan, &opts, err);
+    }
+    pkv_new_kv source = views_source(rows);
+    return pkv_update(cache, &source, &c->plan, &opts, err);
+}
+
+static pkv_status run_cuda(const call *c, const pkv_cache *cache, const pkv_rows *rows,
+                           pkv_error *err)
+{
+    pkv_update_opts opts = {.struct_size = sizeof opts,
+                            .status_word = (int32_t *)(void *)c->status_word.data};
+    pkv_new_kv      source = views_source(rows);
+    return pkv_cuda_update(c->cuda, cache, &source, &c->plan, &opts, err, c->stream);
+}
+
+bool move_run(call *c)
 {
     pkv_cache cache;
     pkv_rows  rows;
@@ -135,15 +162,9 @@ static bool run(call *c)
     if (!views_build(c, &cache, &rows)) {
         return false;
     }
-    pkv_status      status;
-    pkv_update_opts opts = core_opts(c->flags, bytes_of(&c->k) + (c->apart ? bytes_of(&c->v) : 0));
-    PyThreadState  *held = PyEval_SaveThread();
-    if (c->gather) {
-        status = pkv_gather(&cache, &rows, &c->plan, &opts, &err);
-    } else {
-        pkv_new_kv source = views_source(&rows);
-        status = pkv_update(&cache, &source, &c->plan, &opts, &err);
-    }
+    PyThreadState *held = PyEval_SaveThread();
+    pkv_status     status = c->cuda == NULL ? run_host(c, &cache, &rows, &err)
+                                            : run_cuda(c, &cache, &rows, &err);
     PyEval_RestoreThread(held);
     if (status != PKV_OK) {
         raise_refusal(c, &cache, &rows, &err);
@@ -189,7 +210,7 @@ static bool open_scales(call *c, PyObject *const *args)
            read_cache_dtype(c, args[ARG_CACHE_DTYPE]);
 }
 
-static void close_all(call *c)
+void move_close(call *c)
 {
     array_close(&c->k);
     array_close(&c->v);
@@ -197,6 +218,7 @@ static void close_all(call *c)
     array_close(&c->k_cache);
     array_close(&c->v_cache);
     array_close(&c->count);
+    array_close(&c->status_word);
     scale_close(&c->k_scale);
     scale_close(&c->v_scale);
 }
@@ -220,8 +242,8 @@ PyObject *core_move(PyObject *self, PyObject *const *args, Py_ssize_t n_args)
     if (args[ARG_PAGE_SIZE] != Py_None && c.page_size < 1) {
         return raise_invalid("page_size: is %lld, not 1 or more", (long long)c.page_size);
     }
-    bool ok = open_all(&c, args) && (n_args == N_ARGS || open_scales(&c, args)) && run(&c);
-    close_all(&c);
+    bool ok = open_all(&c, args) && (n_args == N_ARGS || open_scales(&c, args)) && move_run(&c);
+    move_close(&c);
     if (!ok) {
         return NULL;
     }

@@ -12,7 +12,7 @@ typedef struct scale_arg {
     const char *name;
 } scale_arg;
 
-/* The arrays of one call; V is absent in the combined form. */
+/* The arrays of one call; V is absent in the combined form.  With `cuda` they are a device's. */
 typedef struct call {
     array      k, v, slices, k_cache, v_cache, count;
     scale_arg  k_scale, v_scale;
@@ -22,7 +22,15 @@ typedef struct call {
     uint32_t   flags;
     int64_t    page_size; /* 0: what a 4-D cache says; of a 3-D one, all that strict mode needs */
     pkv_slices plan;
+
+    pkv_cuda       *cuda; /* NULL: host memory */
+    pkv_cuda_stream stream;
+    array           status_word; /* or all zero */
 } call;
+
+/* Moves what the arrays of the call say.  False: exception set. */
+bool move_run(call *c);
+void move_close(call *c);
 
 /* Views of the caches and the rows.  False: exception set. */
 bool views_build(call *c, pkv_cache *cache, pkv_rows *rows);

@@ -1,9 +1,8 @@
 /*
- * kv_cache_update as a custom call of XLA on CPUs: the count and the slices are
- * read when the call runs, so one compiled program serves every count.
+ * kv_cache_update as a custom call of XLA on CPUs and CUDA devices: the count and the
+ * slices are read when the call runs, on a device by the kernel, so one compiled program,
+ * or one recorded graph, serves every count.
  */
-#include <stdio.h>
-
 #include "core.h"
 #include "xla_abi.h"
 
@@ -19,7 +18,7 @@ static xla_error *fail(const xla_call_frame *f, int code, const char *message)
     return f->api->error_create(&args);
 }
 
-static bool answer_metadata(const xla_call_frame *f)
+static bool answer_metadata(const xla_call_frame *f, uint32_t traits)
 {
     if (f->extensions == NULL || f->extensions->type != XLA_EXTENSION_METADATA) {
         return false;
@@ -28,7 +27,7 @@ static bool answer_metadata(const xla_call_frame *f)
     /* The oldest interface whose layout is used: a newer XLA accepts it too. */
     m->api_version.major_version = XLA_API_MAJOR;
     m->api_version.minor_version = XLA_API_MINOR;
-    m->traits = 0;
+    m->traits = traits;
     return true;
 }
 
@@ -65,38 +64,36 @@ static const char *check(const xla_buffer *new_kv, const xla_buffer *slices,
     return out->data == cache->data ? NULL : "kv_cache is not the buffer of the result";
 }
 
-static pkv_status update(const xla_buffer *const *in, pkv_dtype dtype, int64_t items,
-                         pkv_error *err)
+/* One call, in the library's words. */
+typedef struct update {
+    pkv_cache  cache;
+    pkv_new_kv source;
+    pkv_slices plan;
+    bool       empty; /* there is nothing to write into */
+} update;
+
+static pkv_status fill(update *u, const xla_buffer *const *in, pkv_dtype dtype, int64_t items)
 {
     const int64_t *rows = in[ARG_NEW_KV]->dims, *slots = in[ARG_CACHE]->dims;
     const int64_t  bytes = pkv_dtype_bits(dtype) / 8;
     const int64_t  head_bytes = items * bytes, token_bytes = rows[1] * head_bytes;
-    if (rows[1] == 0 || items == 0 || slots[0] == 0) {
-        return PKV_OK; /* there is nothing to write into */
-    }
     /* Slots are dense: pages of one say all there is to say. */
-    pkv_cache cache = {.struct_size = sizeof cache, .n_pages = slots[0], .page_size = 1,
-                       .n_heads = slots[1], .dtype = dtype,
-                       .k = {in[ARG_CACHE]->data, token_bytes, token_bytes, head_bytes, items}};
-    pkv_new_kv source = {.struct_size = sizeof source, .n_tokens = rows[0], .n_heads = rows[1],
-                         .dtype = dtype,
-                         .k = {in[ARG_NEW_KV]->data, token_bytes, head_bytes, items}};
-    pkv_slices plan;
-    pkv_status status = pkv_slices_from_array(&plan, sizeof plan, in[ARG_SLICES]->data,
-                                              in[ARG_SLICES]->dims[1], in[ARG_COUNT]->data);
-    if (status != PKV_OK) {
-        *err = (pkv_error){.code = status, .index = -1, .layer = -1, .what = "slices is empty"};
-        return status;
-    }
-    pkv_update_opts opts = core_opts(0, rows[0] * token_bytes);
-    return pkv_update(&cache, &source, &plan, &opts, err);
+    *u = (update){
+        .cache = {.struct_size = sizeof u->cache, .n_pages = slots[0], .page_size = 1,
+                  .n_heads = slots[1], .dtype = dtype,
+                  .k = {in[ARG_CACHE]->data, token_bytes, token_bytes, head_bytes, items}},
+        .source = {.struct_size = sizeof u->source, .n_tokens = rows[0], .n_heads = rows[1],
+                   .dtype = dtype,
+                   .k = {in[ARG_NEW_KV]->data, token_bytes, head_bytes, items}},
+        .empty = rows[1] == 0 || items == 0 || slots[0] == 0};
+    return u->empty ? PKV_OK
+                    : pkv_slices_from_array(&u->plan, sizeof u->plan, in[ARG_SLICES]->data,
+                                            in[ARG_SLICES]->dims[1], in[ARG_COUNT]->data);
 }
 
-static xla_error *handler(xla_call_frame *f)
+/* NULL: *u is filled. */
+static xla_error *take(const xla_call_frame *f, update *u)
 {
-    if (answer_metadata(f)) {
-        return NULL;
-    }
     if (f->stage != XLA_STAGE_EXECUTE || f->args.size != N_ARGS || f->rets.size != 1) {
         return fail(f, XLA_INTERNAL, "not the call that was registered");
     }
@@ -111,28 +108,118 @@ static xla_error *handler(xla_call_frame *f)
     if (dtype == 0) {
         return fail(f, XLA_UNIMPLEMENTED, "items of this dtype are no whole bytes");
     }
-    pkv_error err;
-    if (update(in, dtype, items, &err) != PKV_OK) {
-        char line[256];
-        pkv_error_format(&err, line, sizeof line);
-        if (err.rule == PKV_RULE_COUNT) {
-            snprintf(line, sizeof line, "num_kv_update_slices=%lld is not within 0..%lld",
-                     (long long)err.value, (long long)err.limit);
-        }
-        return fail(f, err.code == PKV_E_RANGE ? XLA_OUT_OF_RANGE : XLA_INVALID_ARGUMENT, line);
-    }
-    return NULL;
+    return fill(u, in, dtype, items) == PKV_OK
+               ? NULL
+               : fail(f, XLA_INVALID_ARGUMENT, "slices is empty");
 }
 
-/* xla_handler() -> the capsule that jax.ffi.register_ffi_target() takes */
-PyObject *core_xla_handler(PyObject *self, PyObject *args)
+static xla_error *refuse(const xla_call_frame *f, const pkv_error *err)
 {
-    (void)self;
-    (void)args;
+    char line[256];
+    pkv_error_format(err, line, sizeof line);
+    if (err->rule == PKV_RULE_COUNT) {
+        snprintf(line, sizeof line, "num_kv_update_slices=%lld is not within 0..%lld",
+                 (long long)err->value, (long long)err->limit);
+    }
+    switch (err->code) {
+    case PKV_E_RANGE: return fail(f, XLA_OUT_OF_RANGE, line);
+    case PKV_E_UNSUPPORTED: return fail(f, XLA_UNIMPLEMENTED, line);
+    case PKV_E_DEVICE: return fail(f, XLA_INTERNAL, line);
+    default: return fail(f, XLA_INVALID_ARGUMENT, line);
+    }
+}
+
+static xla_error *handler(xla_call_frame *f)
+{
+    if (answer_metadata(f, 0)) {
+        return NULL;
+    }
+    update     u;
+    xla_error *error = take(f, &u);
+    if (error != NULL || u.empty) {
+        return error;
+    }
+    pkv_error       err;
+    pkv_update_opts opts = core_opts(0, u.source.n_tokens * u.source.k.token_stride_bytes);
+    return pkv_update(&u.cache, &u.source, &u.plan, &opts, &err) == PKV_OK ? NULL
+                                                                           : refuse(f, &err);
+}
+
+/* ---- CUDA ---------------------------------------------------------------------------- */
+
+/* Opens the device of this execution, or finds it opened. */
+static xla_error *open_device(const xla_call_frame *f, pkv_cuda **out)
+{
+    const xla_api *api = f->api;
+    if (api->struct_size < offsetof(xla_api, device_get) + sizeof api->device_get ||
+        api->device_get == NULL) {
+        return fail(f, XLA_UNIMPLEMENTED, "this XLA does not say which device it runs on");
+    }
+    xla_device_args args = {.struct_size = sizeof args, .ctx = f->ctx};
+    xla_error      *error = api->device_get(&args);
+    pkv_error       err;
+    if (error != NULL) {
+        return error;
+    }
+    return cuda_handle(args.device, out, &err) == PKV_OK ? NULL : refuse(f, &err);
+}
+
+/*
+ * At XLA's initialize stage the device is opened, since loading code cannot be captured; at
+ * the execute stage the kernel is put on the stream, which may be under capture.
+ */
+static xla_error *handler_cuda(xla_call_frame *f)
+{
+    if (answer_metadata(f, XLA_TRAIT_COMMAND_BUFFER)) {
+        return NULL;
+    }
+    update     u;
+    pkv_cuda  *cuda = NULL;
+    pkv_error  err;
+    if (f->stage == XLA_STAGE_INITIALIZE) {
+        return open_device(f, &cuda);
+    }
+    xla_error *error = take(f, &u);
+    if (error != NULL || u.empty) {
+        return error;
+    }
+    xla_stream_args args = {.struct_size = sizeof args, .ctx = f->ctx};
+    error = f->api->stream_get(&args);
+    if (error == NULL) {
+        error = open_device(f, &cuda);
+    }
+    if (error != NULL) {
+        return error;
+    }
+    pkv_update_opts opts = {.struct_size = sizeof opts};
+    return pkv_cuda_update(cuda, &u.cache, &u.source, &u.plan, &opts, &err, args.stream) == PKV_OK
+               ? NULL
+               : refuse(f, &err);
+}
+
+/* The capsule that jax.ffi.register_ffi_target() takes. */
+static PyObject *capsule(xla_error *(*function)(xla_call_frame *))
+{
     /* An object pointer to a function: what the interface asks for, and POSIX allows. */
     union {
         xla_error *(*function)(xla_call_frame *);
         void *pointer;
-    } both = {.function = handler};
+    } both = {.function = function};
     return PyCapsule_New(both.pointer, "xla._CUSTOM_CALL_TARGET", NULL);
+}
+
+/* xla_handler() -> capsule */
+PyObject *core_xla_handler(PyObject *self, PyObject *args)
+{
+    (void)self;
+    (void)args;
+    return capsule(handler);
+}
+
+/* xla_handler_cuda() -> capsule, for the stages initialize and execute */
+PyObject *core_xla_handler_cuda(PyObject *self, PyObject *args)
+{
+    (void)self;
+    (void)args;
+    return capsule(handler_cuda);
 }

@@ -9,7 +9,12 @@
 #include <stddef.h>
 #include <stdint.h>
 
-enum { XLA_EXTENSION_METADATA = 1, XLA_STAGE_EXECUTE = 3, XLA_API_MAJOR = 0, XLA_API_MINOR = 1 };
+enum { XLA_EXTENSION_METADATA = 1, XLA_API_MAJOR = 0, XLA_API_MINOR = 1 };
+
+enum { XLA_STAGE_INITIALIZE = 2, XLA_STAGE_EXECUTE = 3 };
+
+/* May be recorded in a graph and replayed. */
+enum { XLA_TRAIT_COMMAND_BUFFER = 1 };
 
 enum {
     XLA_INVALID_ARGUMENT = 3,
@@ -59,12 +64,30 @@ typedef struct xla_error_create_args {
     int            code;
 } xla_error_create_args;
 
-typedef struct xla_api {
+typedef struct xla_stream_args {
     size_t         struct_size;
+    xla_extension *extensions;
+    void          *ctx;
+    void          *stream; /* out: a CUstream */
+} xla_stream_args;
+
+typedef struct xla_device_args {
+    size_t         struct_size;
+    xla_extension *extensions;
+    void          *ctx;
+    int32_t        device; /* out: the ordinal */
+} xla_device_args;
+
+typedef struct xla_api {
+    size_t         struct_size; /* an older XLA's ends earlier */
     xla_extension *extensions;
     xla_version    api_version;
     const void    *internal_api;
     xla_error *(*error_create)(xla_error_create_args *args);
+    void (*not_used[3])(void);
+    xla_error *(*stream_get)(xla_stream_args *args);
+    void (*not_used_either[12])(void);
+    xla_error *(*device_get)(xla_device_args *args);
 } xla_api;
 
 typedef struct xla_buffer {

@@ -640,7 +640,7 @@ BAD: dict[str, tuple[Any, type[Exception], int, str]] = {
         {"k_scale": jnp.ones((32, 2))}, InvalidError, -1, "k_scale: is read-only"),
     "scales on another device": (
         {"k_scale": torch.ones(2, device="meta")}, pagedkv.UnsupportedError, -1,
-        "k_scale: is not in host memory; this release has no CUDA backend"),
+        "k_scale: is not in host memory; torch.ops.pagedkv has operators for CUDA tensors"),
     "the same scales for both": (
         lambda a: dict.fromkeys(("k_scale", "v_scale"), np.ones((32, 2), F32)), InvalidError, -1,
         "k_scale, v_scale: scales of K and of V overlap"),

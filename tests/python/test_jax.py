@@ -453,3 +453,15 @@ def test_disable_jit() -> None:
     with jax.disable_jit():
         new = update(new_kv, slices, in_jax(cache), 3, page_size=PAGE)
     check_same(np.asarray(new), expected(new_kv, slices, cache, 3))
+
+
+def test_jax_lowers_to_the_same_call() -> None:
+    """For a CUDA device, seen from a host without one."""
+    shape = jax.ShapeDtypeStruct
+    arrays = (shape((8, 2, 4), np.float32), shape((3, 4), np.int32),
+              shape((64, 2, 4), np.float32), shape((1,), np.int32))
+    body = jax.jit(pagedkv.jax._update_custom_call, donate_argnums=2)
+    text = jax.export.export(body, platforms=["cuda"],
+                             disabled_checks=[jax.export.DisabledSafetyCheck.custom_call(
+                                 "pagedkv_kv_cache_update")])(*arrays).mlir_module()
+    assert "@pagedkv_kv_cache_update" in text and "output_operand_alias" in text

@@ -17,55 +17,24 @@ import torch
 from hypothesis import given, settings
 from pagedkv import InvalidError, RangeError, UnsupportedError
 from torch._inductor.utils import run_and_get_code
-from torch._subclasses.fake_tensor import FakeTensorMode
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 
 import model
 from model import check_same
+from tensors import (
+    DIM,
+    DTYPES,
+    HEADS,
+    PAGE,
+    SLOTS,
+    TOKENS,
+    arguments,
+    bits,
+    expected,
+    randoms,
+)
 
 ops = torch.ops.pagedkv
-PAGE, SLOTS, TOKENS, HEADS, DIM = 16, 96, 12, 4, 8
-
-# Bits that PyTorch compares as integers, so that NaNs are equal to themselves.
-BITS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
-
-DTYPES = [torch.float32, torch.float16, torch.bfloat16, torch.float64, torch.int8, torch.uint8,
-          torch.float8_e4m3fn, torch.float8_e5m2, torch.bool, torch.complex64]
-
-
-def bits(tensor: torch.Tensor) -> Any:
-    """A copy of a tensor's bytes, in NumPy."""
-    if tensor.dtype == torch.complex64:
-        tensor = torch.view_as_real(tensor.detach()).flatten(-2)
-    return tensor.detach().contiguous().view(BITS[tensor.element_size()]).clone().numpy()
-
-
-def randoms(seed: int, *shape: int, dtype: torch.dtype = torch.float32) -> torch.Tensor:
-    """Random bits."""
-    rng = np.random.default_rng(seed)
-    size = torch.empty(0, dtype=dtype).element_size()
-    high = 2 if dtype == torch.bool else 256
-    if 0 in shape:
-        return torch.empty(shape, dtype=dtype)
-    raw = rng.integers(0, high, int(np.prod(shape)) * size, np.uint8)
-    return torch.from_numpy(raw).view(dtype).reshape(shape)
-
-
-def arguments(dtype: torch.dtype = torch.float32, n: int = 3) -> dict[str, torch.Tensor]:
-    slices = [[5, 0, 3], [16, 3, 8], [90, 11, 1], [-7, 99, 2**31 - 1]]  # the last is garbage
-    return {
-        "kv": randoms(1, TOKENS, HEADS, DIM, dtype=dtype),
-        "slot_mapping": torch.tensor(slices, dtype=torch.int32).T.contiguous(),
-        "kv_cache": randoms(2, SLOTS, HEADS, DIM, dtype=dtype),
-        "num_kv_update_slices": torch.tensor([n], dtype=torch.int32),
-    }
-
-
-def expected(a: dict[str, torch.Tensor]) -> Any:
-    """The bytes that the cache must have afterwards."""
-    want = bits(a["kv_cache"])
-    n = int(a["num_kv_update_slices"])
-    model.update(bits(a["kv"]), model.columns(a["slot_mapping"].numpy(), n), want)
-    return want
 
 
 def call(a: dict[str, torch.Tensor]) -> None:
@@ -459,12 +428,59 @@ def test_other_devices_of_the_python_function() -> None:
                                     b["num_kv_update_slices"], page_size=PAGE)
 
 
-def test_the_cuda_path_says_unsupported() -> None:
-    """There is no such tensor here; the function behind the dispatch key is, and it answers."""
-    for name in ("kv_cache_update_", "kv_cache_update_separate_"):
-        assert torch._C._dispatch_has_kernel_for_dispatch_key(f"pagedkv::{name}", "CUDA")
-    with pytest.raises(InvalidError, match="another tensor on cpu"):
-        pagedkv.torch._launch_cuda(torch.zeros(1), torch.zeros(1))
+def test_status_word_on_cpus() -> None:
+    """Nothing is written to it: faults are raised."""
+    a = arguments()
+    want, word = expected(a), torch.zeros(1, dtype=torch.int32)
+    rest = (a["slot_mapping"], a["num_kv_update_slices"])
+    for apart in (False, True):
+        caches = [a["kv_cache"].clone(), a["kv_cache"].clone()]
+        if apart:
+            pagedkv.torch.kv_cache_update_separate(*caches, a["kv"], a["kv"].clone(), *rest,
+                                                   page_size=PAGE, status_word=word)
+            check_same(bits(caches[1]), want)
+        else:
+            pagedkv.torch.kv_cache_update(caches[0], a["kv"], *rest, page_size=PAGE,
+                                          status_word=word)
+        check_same(bits(caches[0]), want)
+        assert word.item() == 0
+        torch.library.opcheck(
+            torch.ops.pagedkv.kv_cache_update_status_.default,
+            (a["kv_cache"].clone(), a["kv_cache"].clone() if apart else None, a["kv"],
+             a["kv"].clone() if apart else None, *rest, PAGE, word))
+    with pytest.raises(InvalidError, match="value"):
+        torch.ops.pagedkv.kv_cache_update_status_(a["kv_cache"], None, a["kv"], a["kv"], *rest,
+                                                  PAGE, word)
+
+
+def test_dispatch() -> None:
+    """CUDA tensors reach these functions; there is no such tensor here, but the key is."""
+    a = arguments()
+    keys = torch._C.DispatchKeySet(torch._C.DispatchKey.CUDA)
+    rest = (a["slot_mapping"], a["num_kv_update_slices"])
+    for name, values in (
+            ("kv_cache_update_", (a["kv_cache"], a["kv"], *rest, PAGE, 8)),
+            ("kv_cache_update_separate_", (*2 * [a["kv_cache"]], *2 * [a["kv"]], *rest, PAGE)),
+            ("kv_cache_update_status_", (a["kv_cache"], None, a["kv"], None, *rest, PAGE,
+                                         rest[1]))):
+        with pytest.raises(InvalidError, match="the cache: is on cpu"):
+            getattr(torch.ops.pagedkv, name).default.redispatch(keys, *values)
+
+
+def test_fake_cuda_tensors() -> None:
+    metas = {name: t.to("meta") for name, t in arguments().items()}
+    with FakeTensorMode() as mode:
+        a = {name: FakeTensor(mode, t, torch.device("cuda:0")) for name, t in metas.items()}
+        call(a)
+        with pytest.raises(InvalidError, match="different devices"):
+            call(a | {"num_kv_update_slices": torch.zeros(1, dtype=torch.int32)})
+
+
+def test_without_device_code() -> None:
+    """What is installed here says what is missing, if it is missing."""
+    if pagedkv.cuda_device_count() == 0:
+        with pytest.raises(UnsupportedError, match="cuda:0: "):
+            pagedkv.torch.open_cuda(0)
 
 
 def test_import_is_needed_and_enough() -> None:

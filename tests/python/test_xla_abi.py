@@ -36,10 +36,17 @@ STRUCTS = {
     "xla_error_create_args": ("XLA_FFI_Error_Create_Args", {
         "struct_size": "struct_size", "extensions": "extension_start", "message": "message",
         "code": "errc"}),
+    "xla_stream_args": ("XLA_FFI_Stream_Get_Args", {
+        "struct_size": "struct_size", "extensions": "extension_start", "ctx": "ctx",
+        "stream": "stream"}),
+    "xla_device_args": ("XLA_FFI_DeviceOrdinal_Get_Args", {
+        "struct_size": "struct_size", "extensions": "extension_start", "ctx": "ctx",
+        "device": "device_ordinal"}),
     "xla_api": ("XLA_FFI_Api", {
         "struct_size": "struct_size", "extensions": "extension_start",
         "api_version": "api_version", "internal_api": "internal_api",
-        "error_create": "XLA_FFI_Error_Create"}),
+        "error_create": "XLA_FFI_Error_Create", "stream_get": "XLA_FFI_Stream_Get",
+        "device_get": "XLA_FFI_DeviceOrdinal_Get"}),
     "xla_buffer": ("XLA_FFI_Buffer", {
         "struct_size": "struct_size", "extensions": "extension_start", "dtype": "dtype",
         "data": "data", "rank": "rank", "dims": "dims"}),
@@ -52,11 +59,13 @@ VALUES = {"struct_size": "struct_size", "extensions": "extension_start", "size":
 
 # Structs that end where XLA's end; of the others only the beginning is used.
 WHOLE = {"xla_extension", "xla_version", "xla_metadata_extension", "xla_error_create_args",
-         "xla_buffer"}
+         "xla_buffer", "xla_stream_args", "xla_device_args"}
 
 ENUMS = {
     "XLA_EXTENSION_METADATA": "XLA_FFI_Extension_Metadata",
+    "XLA_STAGE_INITIALIZE": "XLA_FFI_ExecutionStage_INITIALIZE",
     "XLA_STAGE_EXECUTE": "XLA_FFI_ExecutionStage_EXECUTE",
+    "XLA_TRAIT_COMMAND_BUFFER": "XLA_FFI_HANDLER_TRAITS_COMMAND_BUFFER_COMPATIBLE",
     **{f"XLA_{name}": f"XLA_FFI_Error_Code_{name}" for name in (
         "INVALID_ARGUMENT", "OUT_OF_RANGE", "UNIMPLEMENTED", "INTERNAL")},
     **{f"XLA_{name}": f"XLA_FFI_DataType_{name}" for name in (
@@ -127,11 +136,28 @@ typedef struct spec { int dtype; void *data; int64_t rank; int64_t dims[4]; } sp
 static char text[512];
 static int  code;
 
+/* Of the execution: set by the tests. */
+int    drive_device;
+void  *drive_stream;
+size_t drive_api_bytes = XLA_FFI_Api_STRUCT_SIZE;
+
 static XLA_FFI_Error *create(XLA_FFI_Error_Create_Args *args)
 {
     strncpy(text, args->message, sizeof text - 1);
     code = (int)args->errc;
     return (XLA_FFI_Error *)text;
+}
+
+static XLA_FFI_Error *get_stream(XLA_FFI_Stream_Get_Args *args)
+{
+    args->stream = drive_stream;
+    return NULL;
+}
+
+static XLA_FFI_Error *get_device(XLA_FFI_DeviceOrdinal_Get_Args *args)
+{
+    args->device_ordinal = drive_device;
+    return NULL;
 }
 
 static void fill(XLA_FFI_Buffer *b, void **at, const spec *s)
@@ -145,7 +171,8 @@ static void fill(XLA_FFI_Buffer *b, void **at, const spec *s)
 int drive(XLA_FFI_Handler *handler, int stage, int n_args, const spec *args, int n_rets,
           const spec *rets, const char **message)
 {
-    XLA_FFI_Api api = {.struct_size = XLA_FFI_Api_STRUCT_SIZE, .XLA_FFI_Error_Create = create};
+    XLA_FFI_Api api = {.struct_size = drive_api_bytes, .XLA_FFI_Error_Create = create,
+                       .XLA_FFI_Stream_Get = get_stream, .XLA_FFI_DeviceOrdinal_Get = get_device};
     XLA_FFI_Buffer  in[8], out[8];
     void           *ins[8], *outs[8];
     XLA_FFI_ArgType in_types[8];
@@ -211,10 +238,10 @@ def driver(tmp_path_factory: pytest.TempPathFactory) -> Any:
     return ctypes.CDLL(str(folder / "driver.so"))
 
 
-def handler() -> ctypes.c_void_p:
+def handler(capsule: object = None) -> ctypes.c_void_p:
     get = ctypes.pythonapi.PyCapsule_GetPointer
     get.restype, get.argtypes = ctypes.c_void_p, [ctypes.py_object, ctypes.c_char_p]
-    return ctypes.c_void_p(get(_core.xla_handler(), b"xla._CUSTOM_CALL_TARGET"))
+    return ctypes.c_void_p(get(capsule or _core.xla_handler(), b"xla._CUSTOM_CALL_TARGET"))
 
 
 SLOTS, TOKENS, HEADS, DIM = 32, 6, 2, 4
@@ -234,10 +261,10 @@ class Call:
         self.rets = [spec(self.cache, F32, (SLOTS, HEADS, DIM))]
         self.stage = EXECUTE
 
-    def run(self, driver: Any) -> tuple[int, str]:
+    def run(self, driver: Any, capsule: object = None) -> tuple[int, str]:
         message = ctypes.c_char_p()
         code = driver.drive(
-            handler(), self.stage, len(self.args), (Spec * 8)(*self.args), len(self.rets),
+            handler(capsule), self.stage, len(self.args), (Spec * 8)(*self.args), len(self.rets),
             (Spec * 8)(*self.rets), ctypes.byref(message))
         return code, (message.value or b"").decode()
 
@@ -246,6 +273,9 @@ def test_it_answers_what_it_was_built_for(driver: Any) -> None:
     major, minor, traits = ctypes.c_int(), ctypes.c_int(), ctypes.c_uint()
     assert driver.ask(handler(), *map(ctypes.byref, (major, minor, traits))) == 0
     assert (major.value, minor.value, traits.value) == (0, 1, 0)
+    cuda = handler(_core.xla_handler_cuda())
+    assert driver.ask(cuda, *map(ctypes.byref, (major, minor, traits))) == 0
+    assert (major.value, minor.value, traits.value) == (0, 1, 1)  # a command buffer may hold it
 
 
 def test_it_writes(driver: Any) -> None:
