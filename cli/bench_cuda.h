@@ -59,7 +59,7 @@ typedef struct cuda_contender {
 typedef struct cuda_work {
     cuda_bench    *bench;
     bench_row      row; /* what all rows have in common */
-    bool           is_warm; /* nodes are all alike, and nothing flushes the L2 cache */
+    bool           is_warm; /* the graph runs once before it is timed, after the L2 was flushed */
     int            n_contenders;
     cuda_contender contenders[CUDA_MAX_CONTENDERS];
     void          *ctx;

@@ -16,10 +16,11 @@
  *
  *     Order      The work is put on the stream and the call returns.  Nothing waits,
  *                nothing is allocated, no attribute is queried.  It can be captured in
- *                a graph, on any stream but NULL: the legacy stream cannot be.
+ *                a graph, on any stream but the legacy one (NULL or 1): that cannot be.
  *     Arguments  Structs are read before the call returns; device memory when the
- *                work runs.  Views, shapes and options are checked by the host as for
- *                the calls of pagedkv.h, before anything is put on the stream.
+ *                work runs, and not to be changed meanwhile, counts above all.  Views,
+ *                shapes and options are checked by the host as for the calls of
+ *                pagedkv.h, before anything is put on the stream.
  *     Counts     n < 0 or n > N: nothing is written.  A slice with a negative number,
  *                or that ends outside a buffer, is skipped.  Both show in the status
  *                word.  Columns from n on may be read and never matter.
@@ -30,11 +31,17 @@
  *     opts       PKV_UPDATE_STRICT is refused with PKV_E_UNSUPPORTED: the host cannot
  *                look at the slices.  PKV_UPDATE_CHECKED asks the driver whether each
  *                pointer is one that the device can use, and whether the stream is of
- *                the device's context: PKV_E_INVALID if not; it costs about 1 us a
- *                pointer.  PKV_UPDATE_DEPENDENT_LAUNCH lets the kernel start before
- *                the one ahead of it in the stream has ended; it waits for that one
- *                before it reads anything (compute capability 9.0 on, else no effect).
+ *                the device's context: PKV_E_INVALID if not; it costs a question for
+ *                each.  (The default streams NULL, 1 and 2 are of any context, and
+ *                plans, which take no opts, are not looked at.)
+ *                PKV_UPDATE_DEPENDENT_LAUNCH lets the kernel start before the one ahead
+ *                of it in the stream has ended; it waits for that one before it reads
+ *                anything (code for compute capability 9.0 on; else it has no effect).
  *                PKV_UPDATE_READ_SOON, max_threads and parallel_for have no meaning.
+ *     Limits     A token has fewer than 2^26 vectors (copies: of 16 bytes where pointers,
+ *                strides and rows allow it, down to one) or units (conversions); a page
+ *                that does not adjoin the next has fewer than 2^31 slots, or all the
+ *                slices there are lie in the first.  Else PKV_E_UNSUPPORTED.
  *     Pointers   Device memory of the handle's device; pinned host memory works where
  *                the device can address it (that is how pages are swapped).
  *     Numerics   The bytes that the calls of pagedkv.h write.
@@ -113,7 +120,7 @@ PKV_API pkv_status pkv_cuda_device_count(int32_t *n_out, pkv_error *err);
  *                        device code, a device that the code is not for (err->value:
  *                        its compute capability as 70).
  *     PKV_E_NO_MEMORY
- *     PKV_E_DEVICE       err->detail: the driver's code.
+ *     PKV_E_DEVICE       err->detail: the driver's code; 100 where it has no device at all.
  * On failure *out is NULL and nothing is kept.  Cost: up to a second.
  */
 PKV_API pkv_status pkv_cuda_open(pkv_cuda **out, int32_t device, pkv_error *err);
@@ -143,9 +150,9 @@ PKV_API pkv_status pkv_cuda_get_info(const pkv_cuda *cuda, pkv_cuda_info *out);
  *                        that is not finite or below 2^-126 shows in the status word.
  * stream                 See above.
  *
- * Cost: one launch; on the host some hundred ns beside the driver's own.  On the
- * device: n is read once by each block, then the slices, in tiles of 1024; the rows are
- * divided by bytes, so one long slice and many short ones both take all of the device.
+ * Cost: one launch.  On the device each block reads n and the slices, in tiles of 1024;
+ * the rows are divided by bytes, so one long slice and many short ones both take all of
+ * the device.
  */
 PKV_API pkv_status pkv_cuda_update(pkv_cuda *cuda, const pkv_cache *cache, const pkv_new_kv *new_kv,
                                    const pkv_slices *slices, const pkv_update_opts *opts,
@@ -153,7 +160,8 @@ PKV_API pkv_status pkv_cuda_update(pkv_cuda *cuda, const pkv_cache *cache, const
 
 /*
  * pkv_cuda_update_layers() - pkv_update_layers() on a device: one launch for every 64
- * layers that share strides, dtypes, kinds of scales and group.
+ * layers, of 256 that follow each other, that differ in nothing but where their memory lies:
+ * sizes, strides, dtypes, kinds of scales and group are the same, and so is the alignment.
  */
 PKV_API pkv_status pkv_cuda_update_layers(pkv_cuda *cuda, const pkv_cache *caches,
                                           const pkv_new_kv *new_kvs, const int32_t *group_ids,
@@ -257,7 +265,7 @@ PKV_API pkv_status pkv_cuda_plan_slots(pkv_cuda *cuda, const pkv_cuda_slots *slo
  * scales is not looked at either.
  *
  * Returns as pkv_copy_pages(), less what concerns single copies; and PKV_E_DEVICE.
- * Cost: a launch for every 64 layers that share strides, dtypes and group, and one more
+ * Cost: a launch for every 64 layers that are alike (pkv_cuda_update_layers()), and one more
  * where they have computed scales of one kind on both sides.
  */
 PKV_API pkv_status pkv_cuda_copy_pages(pkv_cuda *cuda, const pkv_cache *srcs, const pkv_cache *dsts,

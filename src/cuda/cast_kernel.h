@@ -119,6 +119,22 @@ PKV_I_DEVICE void pkv_i_put_code(pkv_i_words *w, uint32_t i, uint32_t bits, uint
 #define ENCODE_int8(x) pkv_i_to_int(x, 127)
 #define ENCODE_int4(x) pkv_i_to_int(x, 7)
 
+/*
+ * x times its scale's factor.  A device's product that is a NaN has neither sign nor payload, so
+ * it is made of what was multiplied, as processors do: of x, of a scale that is one, or of none.
+ */
+PKV_I_DEVICE float pkv_i_scaled(float x, float factor)
+{
+    const float product = pkv_i_multiply(x, factor);
+    if (product == product) {
+        return product;
+    }
+    const uint32_t nan = x != x             ? pkv_i_bits(x)
+                         : factor != factor ? pkv_i_bits(factor)
+                                            : 0xffc00000u;
+    return pkv_i_float(nan | PKV_I_F32_QUIET);
+}
+
 /* ---- units -------------------------------------------------------------------------- */
 
 /* One unit: elements, where they lie, and their scale. */
@@ -205,7 +221,7 @@ PKV_I_DEVICE float pkv_i_read_scale(const pkv_i_unit *u)
                 pkv_i_words out = {{0, 0, 0, 0, 0, 0, 0, 0}};                                 \
                 PKV_I_UNROLL for (uint32_t i = 0; i < 8; i++) {                               \
                     const float x = DECODE_##from(pkv_i_code_at(&w, i, BITS_##from));         \
-                    pkv_i_put_code(&out, i, BITS_##to, ENCODE_##to(x * factor));              \
+                    pkv_i_put_code(&out, i, BITS_##to, ENCODE_##to(pkv_i_scaled(x, factor))); \
                 }                                                                             \
                 pkv_i_write_words(u->dst + (int64_t)e * BITS_##to / 8, &out,                  \
                                   n * BITS_##to / 8);                                         \

@@ -104,8 +104,7 @@ pkv_status pkv_i_cuda_launch(const pkv_i_cuda_call *call, int kernel, const void
     pkv_cuda                 *cuda = call->cuda;
     pkv_i_cu_launch_attribute early = {.id = PKV_I_CU_PROGRAMMATIC_STREAM_SERIALIZATION,
                                        .value.allowed = 1};
-    bool is_early = (call->flags & PKV_UPDATE_DEPENDENT_LAUNCH) != 0 &&
-                    cuda->info.compute_major >= 9;
+    const bool is_early = (call->flags & PKV_UPDATE_DEPENDENT_LAUNCH) != 0 && cuda->waits;
     pkv_i_cu_launch_config config = {
         .grid_x = one_block ? 1u : (unsigned int)cuda->info.grid_blocks,
         .grid_y = 1,
@@ -229,11 +228,16 @@ static pkv_i_cu_result load_kernel(pkv_cuda *cuda, int kernel, const char *name)
     if (result != 0) {
         return result;
     }
-    int n_registers;
-    return driver->load_function != NULL
-               ? driver->load_function(cuda->kernel[kernel])
-               : driver->get_function_attribute(&n_registers, PKV_I_CU_NUM_REGS,
+    int ptx_version = 0;
+    if (driver->load_function != NULL) {
+        result = driver->load_function(cuda->kernel[kernel]);
+    }
+    if (result == 0) {
+        result = driver->get_function_attribute(&ptx_version, PKV_I_CU_PTX_VERSION,
                                                 cuda->kernel[kernel]);
+    }
+    cuda->waits = cuda->waits && ptx_version >= 90;
+    return result;
 }
 
 static pkv_status load_code(pkv_cuda *cuda, pkv_error *err)
@@ -249,6 +253,7 @@ static pkv_status load_code(pkv_cuda *cuda, pkv_error *err)
     if (result != 0) {
         return fail_load(cuda, result, err);
     }
+    cuda->waits = true; /* until a kernel is found that does not */
     for (int i = 0; i < PKV_I_CUDA_KERNELS && result == 0; i++) {
         result = load_kernel(cuda, i, names[i]);
     }

@@ -17,6 +17,7 @@ struct pkv_cuda {
     pkv_i_cu_context   context; /* the primary one, retained */
     pkv_i_cu_module    module;
     pkv_i_cu_function  kernel[PKV_I_CUDA_KERNELS];
+    bool               waits; /* the kernels can wait for the one ahead: code for 9.0 on */
     pkv_cuda_info      info;
 };
 

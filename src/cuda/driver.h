@@ -49,7 +49,7 @@ enum {
     PKV_I_CU_MEMORYTYPE_HOST = 1, /* what MEMORY_TYPE gives */
     PKV_I_CU_MEMORYTYPE_DEVICE = 2,
     PKV_I_CU_MEMORYTYPE_UNIFIED = 4,
-    PKV_I_CU_NUM_REGS = 4, /* of a function */
+    PKV_I_CU_PTX_VERSION = 5, /* of a function */
     PKV_I_CU_PROGRAMMATIC_STREAM_SERIALIZATION = 6 /* of a launch */
 };
 

@@ -7,6 +7,8 @@
 #ifndef PAGEDKV_SRC_CUDA_EXEC_H
 #define PAGEDKV_SRC_CUDA_EXEC_H
 
+#include <string.h>
+
 #include "job.h"
 
 typedef struct pkv_i_grid {
@@ -77,6 +79,11 @@ PKV_I_DEVICE void pkv_i_block_scan(int64_t *values, int64_t *sums)
     values[threadIdx.x] = before + upto - own;
 }
 
+PKV_I_DEVICE float pkv_i_multiply(float a, float b)
+{
+    return a * b;
+}
+
 /* *word = next if it is still `seen`; what it was. */
 PKV_I_DEVICE int32_t pkv_i_swap_if(int32_t *word, int32_t seen, int32_t next)
 {
@@ -124,6 +131,17 @@ PKV_I_DEVICE void pkv_i_block_scan(int64_t *values, int64_t *sums)
         values[t] = all;
         all += own;
     }
+}
+
+/* As a device multiplies: a NaN loses its sign and its payload. */
+PKV_I_DEVICE float pkv_i_multiply(float a, float b)
+{
+    const uint32_t nan = 0x7fffffff;
+    float          product = a * b;
+    if (product != product) {
+        memcpy(&product, &nan, sizeof product);
+    }
+    return product;
 }
 
 PKV_I_DEVICE int32_t pkv_i_swap_if(int32_t *word, int32_t seen, int32_t next)

@@ -37,14 +37,12 @@ static pkv_status fail_size(pkv_error *err)
 }
 
 /*
- * A slice that begins below 2^31 may end behind it, where a divisor is right only for powers
- * of two.  Does a cache whose pages are told apart have such slots?
+ * A slice that begins below 2^31 may end behind it.  Pages that are told apart, and so large
+ * that no divisor is made for them, have such slots in a second page.
  */
-static bool has_far_slots(const pkv_i_view *cache)
+static bool has_far_page(const pkv_i_view *cache)
 {
-    const int64_t S = cache->page_size;
-    return cache->n_pages > 1 && cache->n_pages * S > (int64_t)1 << 31 &&
-           (S > INT32_MAX || (S & (S - 1)) != 0);
+    return cache->n_pages > 1 && cache->page_size > INT32_MAX && cache->page_size < UINT32_MAX;
 }
 
 /* Does the first slot of a page follow the last one of the page before? */
@@ -319,8 +317,8 @@ pkv_status pkv_i_work_of_slices(pkv_i_work *w, const pkv_i_view *cache, const pk
     clear(w);
     pkv_i_geometry_of(cache, rows, &g);
     const bool flat = g.converts ? is_flat(cache) : g.pages_adjacent;
-    if (!flat && has_far_slots(cache)) {
-        return pkv_i_fail(err, PKV_E_UNSUPPORTED, "a cache has too many slots for a device");
+    if (!flat && has_far_page(cache)) {
+        return pkv_i_fail(err, PKV_E_UNSUPPORTED, "a page is too large for a device");
     }
     w->job.copy.list = (pkv_i_list){.cache_start = slices->kv_cache_start,
                                     .rows_start = slices->new_kv_start,

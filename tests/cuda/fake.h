@@ -15,6 +15,7 @@
  *   PAGEDKV_FAKE_CUDA_INIT        code that cuInit gives
  *   PAGEDKV_FAKE_CUDA_DEVICES     how many there are (2)
  *   PAGEDKV_FAKE_CUDA_CAPABILITY  compute capability times ten (90)
+ *   PAGEDKV_FAKE_CUDA_PTX         version of the kernels' code (90, or 80 below capability 90)
  *   PAGEDKV_FAKE_CUDA_VERSION     of the driver (13000)
  *   PAGEDKV_FAKE_CUDA_MEMORY      bytes of a device (16 GiB)
  *   PAGEDKV_FAKE_CUDA_CONTEXT     code for making a context

@@ -275,10 +275,10 @@ DRIVER(cuFuncGetAttribute, int *value, int attribute, fake_function *function)
 {
     FAKE_LOCK;
     int code = check_unsafe();
-    function->loaded = code == 0;
-    fake.counts.n_loaded += code == 0;
-    *value = 32;
-    return attribute == PKV_I_CU_NUM_REGS ? code : FAKE_E_INVALID_VALUE;
+    fake.counts.n_loaded += code == 0 && !function->loaded;
+    function->loaded = function->loaded || code == 0;
+    *value = (int)fake_setting("PTX", fake_setting("CAPABILITY", 90) < 90 ? 80 : 90);
+    return attribute == PKV_I_CU_PTX_VERSION ? code : FAKE_E_INVALID_VALUE;
 }
 
 /* ---- memory ---------------------------------------------------------------- */

@@ -282,12 +282,49 @@ static void test_bad_copies(void **state)
     layers_close(&s);
 }
 
+/* Computed scales are copied by a launch of their own, which does not count once more. */
+static void test_bad_copies_with_scales(void **state)
+{
+    (void)state;
+    const cw_shape shape = {.layout = CW_HND, .dtype = PKV_DTYPE_INT8,
+                            .rows_dtype = PKV_DTYPE_BF16, .n_pages = PAGES,
+                            .page_size = PAGE_TOKENS, .n_heads = 2, .head_dim = {6, 6},
+                            .n_tokens = TOKENS,
+                            .kind = {PKV_SCALES_TOKEN_HEAD, PKV_SCALES_TOKEN_HEAD}};
+    static const pkv_page_copy copies[] = {{0, 1, 3, 0}, {-1, 1, 1, 0}, {0, PAGES, 1, 0}};
+    device    d;
+    cw        w;
+    int32_t   n = 3;
+    pkv_error err;
+    device_open(&d);
+    cw_init(&w, &shape, 40);
+    twin            list = twin_new(&d, copies, sizeof copies), count = twin_new(&d, &n, sizeof n);
+    twin            memory = twin_new(&d, w.memory.data, w.memory.room_bytes);
+    const pkv_cache cache = twin_cache(&memory, &w.cache);
+    for (int turn = 0; turn < 2; turn++) {
+        expect_ok(pkv_cuda_copy_pages(d.cuda, &cache, NULL, NULL, 1, twin_at(&list, copies), 3,
+                                      twin_at(&count, &n), &d.opts, &err, d.stream), &err);
+        device_expect_status(&d, turn == 0 ? 2 : PKV_CUDA_FAULT_COUNT);
+        for (int64_t t = 0; t < 3; t++) {
+            convert_token(&w.model_cache, t, &w.model_cache, PAGE_TOKENS + t);
+        }
+        twin_expect(&d, &memory, w.model_memory, "pages and scales");
+        n = 4;
+        twin_push(&d, &count);
+    }
+    twin_free(&d, &list);
+    twin_free(&d, &count);
+    twin_free(&d, &memory);
+    cw_free(&w);
+    device_close(&d);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_bad_slices), cmocka_unit_test(test_both_faults),
         cmocka_unit_test(test_saturation), cmocka_unit_test(test_bad_gathers),
-        cmocka_unit_test(test_bad_copies),
+        cmocka_unit_test(test_bad_copies), cmocka_unit_test(test_bad_copies_with_scales),
     };
     const int absent = cuda_absent();
     return absent != 0 ? absent : cmocka_run_group_tests(tests, NULL, NULL);

@@ -232,6 +232,26 @@ static void test_dependent(void **state)
     }
 }
 
+/* Code for 8.0 has no instruction to wait with, whatever the device could. */
+static void test_dependent_needs_code(void **state)
+{
+    (void)state;
+    needs_fake();
+    world       w;
+    pkv_error   err;
+    fake_counts before, after;
+    fault_set("PTX", 80);
+    world_open(&w);
+    set_numbers(&w, 0);
+    assert_true(fake_here(&before));
+    expect_ok(launch(&w, PKV_UPDATE_DEPENDENT_LAUNCH, w.stream, &err), &err);
+    assert_true(fake_here(&after));
+    assert_int_equal(after.n_launches - before.n_launches, 1);
+    assert_int_equal(after.n_dependent - before.n_dependent, 0);
+    world_close(&w);
+    fault_clear("PTX");
+}
+
 /* ---- CHECKED --------------------------------------------------------------- */
 
 static pkv_status look_at(const world *w, uint32_t flags, const void *pointer, pkv_error *err)
@@ -366,6 +386,7 @@ int main(void)
         cmocka_unit_test(test_grid),
         cmocka_unit_test(test_graph),         cmocka_unit_test(test_open_in_capture),
         cmocka_unit_test(test_failed_launch), cmocka_unit_test(test_dependent),
+        cmocka_unit_test(test_dependent_needs_code),
         cmocka_unit_test(test_pointers),      cmocka_unit_test(test_other_device),
         cmocka_unit_test(test_no_handle),     cmocka_unit_test(test_threads),
     };

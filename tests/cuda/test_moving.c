@@ -415,6 +415,43 @@ static void test_far_rows_and_pages(void **state)
     far_close(&f);
 }
 
+/* Slots behind 2^31, which a slice that begins below runs into; pages are told apart. */
+static void test_far_slots(void **state)
+{
+    (void)state;
+    enum { PAGE = 32767, STRIDE = PAGE + 1, LEN = 300000, FIRST = INT32_MAX / PAGE, SEEN = 12 };
+    static far           f;
+    static unsigned char source[LEN], expected[SEEN * STRIDE];
+    pkv_error            err;
+    pkv_new_kv           new_kv;
+    if (!far_open(&f)) {
+        skip();
+    }
+    unsigned char  *seen = f.block + (int64_t)FIRST * STRIDE;
+    const pkv_cache c = {.struct_size = sizeof c, .n_pages = FIRST + SEEN, .page_size = PAGE,
+                         .n_heads = 1, .dtype = PKV_DTYPE_BITS8, .k = {f.block, STRIDE, 1, 1, 1}};
+    fill(source, sizeof source, FILL_RANDOM, 12);
+    twin rows = twin_new(&f.d, source, sizeof source);
+    assert_int_equal(pkv_new_kv_nhd(&new_kv, sizeof new_kv, rows.there, NULL, LEN, 1, 1, 0, 0,
+                                    c.dtype), PKV_OK);
+    expect_gpu(f.d.g, gpu_fill(f.d.g, seen, 0x5a, sizeof expected, f.d.stream));
+    memset(expected, 0x5a, sizeof expected);
+    for (int64_t i = 0; i < LEN; i++) {
+        const int64_t slot = (int64_t)INT32_MAX - 5 + i;
+        expected[(slot / PAGE - FIRST) * STRIDE + slot % PAGE] = source[i];
+    }
+    f.list.n = 0;
+    slice_list_add(&f.list, INT32_MAX - 5, 0, LEN);
+    device_slices_set(&f.d, &f.slices, &f.list, f.list.n);
+    expect_ok(pkv_cuda_update(f.d.cuda, &c, &new_kv, &f.slices, &f.d.opts, &err, f.d.stream),
+              &err);
+    device_expect_status(&f.d, 0);
+    const twin there = {expected, seen, sizeof expected};
+    twin_expect(&f.d, &there, expected, "slots behind 2^31");
+    twin_free(&f.d, &rows);
+    far_close(&f);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -422,6 +459,7 @@ int main(void)
         cmocka_unit_test(test_threads),
         cmocka_unit_test(test_far_caches),
         cmocka_unit_test(test_far_rows_and_pages),
+        cmocka_unit_test(test_far_slots),
     };
     const int absent = cuda_absent();
     return absent != 0 ? absent : cmocka_run_group_tests(tests, NULL, NULL);

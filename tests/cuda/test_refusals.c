@@ -377,27 +377,27 @@ static void test_sizes(void **state)
     args_close(&a);
 }
 
-/* Slots behind 2^31, of pages that are told apart: only where powers of two divide them. */
-static void test_far_slots(void **state)
+/* A slice that begins below 2^31 may reach a second page of 2^31 slots or more. */
+static void test_far_page(void **state)
 {
     (void)state;
     static args   a;
     const int64_t bound = (int64_t)1 << 31;
-    static const struct {
-        int64_t page_size, over; /* slots more than 2^31 */
+    const struct {
+        int64_t page_size, n_pages;
         bool    fits;
-    } cases[] = {{32767, 32767, false}, {32768, 32768, true}, {32767, -1, true},
-                 {(int64_t)1 << 31, (int64_t)1 << 31, false}, {INT32_MAX, INT32_MAX, false},
-                 {3, 3, false}, {1, 1000, true}};
+    } cases[] = {{bound - 1, 3, true},      {bound, 1, true},          {bound, 2, false},
+                 {bound + 1, 2, false},     {2 * bound - 2, 2, false}, {2 * bound - 1, 2, true},
+                 {(int64_t)1 << 40, 2, true}, {3, bound, true}};
     const int32_t none = 0;
     args_open(&a);
     expect_gpu(a.d.g, gpu_write(a.d.g, a.slices.num_slices, &none, sizeof none));
     for (size_t i = 0; i < sizeof cases / sizeof cases[0]; i++) {
         for (int flat = 0; flat < 2; flat++) {
             const int64_t S = cases[i].page_size;
-            note_case("far slots", i, "flat %d", flat);
+            note_case("far page", i, "flat %d", flat);
             set_row(&a, 16, 0);
-            a.cache.n_pages = (bound + cases[i].over) / S;
+            a.cache.n_pages = cases[i].n_pages;
             a.cache.page_size = S;
             a.cache.k.token_stride_bytes = 16;
             a.cache.k.page_stride_bytes = 16 * (S + (flat == 0));
@@ -419,7 +419,7 @@ int main(void)
         cmocka_unit_test(test_host_pointers),  cmocka_unit_test(test_pointer_of_a_layer),
         cmocka_unit_test(test_stream),         cmocka_unit_test(test_options),
         cmocka_unit_test(test_longer_structs), cmocka_unit_test(test_nulls),
-        cmocka_unit_test(test_sizes),          cmocka_unit_test(test_far_slots),
+        cmocka_unit_test(test_sizes),          cmocka_unit_test(test_far_page),
     };
     const int absent = cuda_absent();
     return absent != 0 ? absent : cmocka_run_group_tests(tests, NULL, NULL);

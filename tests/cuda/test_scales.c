@@ -27,7 +27,7 @@ typedef struct scaled {
     bool       is_any_bad;
 } scaled;
 
-static void scaled_open(scaled *s, int turn)
+static void scaled_open(scaled *s, int turn, bool given)
 {
     static const pkv_dtype dtypes[] = {PKV_DTYPE_FP8_E4M3, PKV_DTYPE_FP8_E5M2, PKV_DTYPE_INT8,
                                        PKV_DTYPE_INT4};
@@ -35,8 +35,12 @@ static void scaled_open(scaled *s, int turn)
                             .dtype = dtypes[turn % 4], .rows_dtype = PKV_DTYPE_F32 + turn % 3,
                             .n_pages = 5, .page_size = 4, .n_heads = HEADS, .head_dim = {16, 16},
                             .n_tokens = 18,
-                            .kind = {turn % 2 == 0 ? PKV_SCALES_TENSOR : PKV_SCALES_HEAD,
-                                     turn % 3 == 0 ? PKV_SCALES_TENSOR : PKV_SCALES_HEAD}};
+                            .kind = {!given          ? PKV_SCALES_TOKEN_HEAD
+                                     : turn % 2 == 0 ? PKV_SCALES_TENSOR
+                                                     : PKV_SCALES_HEAD,
+                                     !given          ? PKV_SCALES_TOKEN_HEAD
+                                     : turn % 3 == 0 ? PKV_SCALES_TENSOR
+                                                     : PKV_SCALES_HEAD}};
     rng r = {(uint64_t)turn};
     device_open(&s->d);
     cw_init(&s->w, &shape, 50 + (uint64_t)turn);
@@ -111,7 +115,7 @@ static void test_updates(void **state)
     (void)state;
     static scaled s;
     for (int turn = 0; turn < 24; turn++) {
-        scaled_open(&s, turn);
+        scaled_open(&s, turn, true);
         s.rows = twin_new(&s.d, s.w.rows_memory.data, s.w.rows_memory.room_bytes);
         s.cache = twin_new(&s.d, s.w.model_memory, s.w.memory.room_bytes);
         const pkv_cache  cache = twin_cache(&s.cache, &s.w.model_cache);
@@ -157,7 +161,7 @@ static void test_gathers(void **state)
     (void)state;
     static scaled s;
     for (int turn = 0; turn < 24; turn++) {
-        scaled_open(&s, turn);
+        scaled_open(&s, turn, true);
         unsigned char *model = test_alloc(s.w.rows_memory.room_bytes);
         fill(model, s.w.rows_memory.room_bytes, FILL_RANDOM, 3);
         s.rows = twin_new(&s.d, model, s.w.rows_memory.room_bytes);
@@ -182,13 +186,56 @@ static void test_gathers(void **state)
     }
 }
 
+/* Of every token and head, whatever is none to use as a given scale. */
+static void set_computed(const scaled *s)
+{
+    const pkv_cache  *c = &s->w.model_cache;
+    const pkv_scales *planes[2] = {&c->k_scales, &c->v_scales};
+    for (int64_t at = 0; at < 2 * c->n_heads * c->n_pages * c->page_size; at++) {
+        const int64_t     h = at / 2 % c->n_heads, slot = at / 2 / c->n_heads;
+        const pkv_scales *to = planes[at % 2];
+        if (to->kind != PKV_SCALES_NONE) {
+            memcpy((unsigned char *)to->data + slot / c->page_size * to->page_stride_bytes +
+                       slot % c->page_size * to->token_stride_bytes + h * to->head_stride_bytes,
+                   &scales[at % SCALES].bits, sizeof(uint32_t));
+        }
+    }
+}
+
+/* Computed scales are multiplied with as they stand: nobody promised anything of them. */
+static void test_computed(void **state)
+{
+    (void)state;
+    static scaled s;
+    for (int turn = 0; turn < 24; turn++) {
+        pkv_error err;
+        scaled_open(&s, turn, false);
+        set_computed(&s);
+        unsigned char *model = test_alloc(s.w.rows_memory.room_bytes);
+        fill(model, s.w.rows_memory.room_bytes, FILL_RANDOM, 3);
+        s.rows = twin_new(&s.d, model, s.w.rows_memory.room_bytes);
+        s.cache = twin_new(&s.d, s.w.model_memory, s.w.memory.room_bytes);
+        const pkv_cache cache = twin_cache(&s.cache, &s.w.model_cache);
+        const pkv_rows  of_model = cw_rows(&s.w, model);
+        const pkv_rows  rows = twin_rows(&s.rows, &of_model);
+        cw_note(&s.w, (uint64_t)turn, "computed scales, gathered");
+        expect_ok(pkv_cuda_gather(s.d.cuda, &cache, &rows, &s.slices, &s.d.opts, &err,
+                                  s.d.stream), &err);
+        device_expect_status(&s.d, 0);
+        convert_gather(&s.w.model_cache, &of_model, &s.list.view);
+        twin_expect(&s.d, &s.rows, model, "rows");
+        free(model);
+        scaled_close(&s);
+    }
+}
+
 /* A scale that nobody needs is not looked at; a bad slice and a bad scale both show. */
 static void test_with_slices(void **state)
 {
     (void)state;
     static scaled s;
     pkv_error     err;
-    scaled_open(&s, 8);
+    scaled_open(&s, 8, true);
     s.rows = twin_new(&s.d, s.w.rows_memory.data, s.w.rows_memory.room_bytes);
     s.cache = twin_new(&s.d, s.w.model_memory, s.w.memory.room_bytes);
     const pkv_cache  cache = twin_cache(&s.cache, &s.w.model_cache);
@@ -215,6 +262,7 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_updates),
         cmocka_unit_test(test_gathers),
+        cmocka_unit_test(test_computed),
         cmocka_unit_test(test_with_slices),
     };
     const int absent = cuda_absent();

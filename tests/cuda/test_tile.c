@@ -234,12 +234,113 @@ static void test_steps(void **state)
     }
 }
 
+/* ---- vectors ------------------------------------------------------------------------ */
+
+/* A stride of at least so many bytes, a multiple of a vector's. */
+static int64_t padded(rng *r, int64_t at_least, int64_t unit)
+{
+    return (at_least + unit - 1) / unit * unit + unit * rng_range(r, 0, 2);
+}
+
+static int64_t unit_of(rng *r)
+{
+    return (int64_t)1 << (rng_range(r, 0, 3) == 0 ? rng_range(r, 0, 4) : 4);
+}
+
+/* Views of a layer at addresses that nobody touches, everything a multiple of something. */
+static void draw_views(rng *r, pkv_i_view *cache, pkv_i_view *rows)
+{
+    unsigned char *const at = (unsigned char *)((uintptr_t)1 << 40);
+    const int64_t        bytes = unit_of(r) * rng_range(r, 1, 3), heads = rng_range(r, 1, 3);
+    pkv_error            err;
+    pkv_cache c = {.struct_size = sizeof c, .n_pages = rng_range(r, 1, 3),
+                   .page_size = rng_range(r, 1, 3), .n_heads = heads, .dtype = PKV_DTYPE_BITS8};
+    c.k = (pkv_plane){.data = at + unit_of(r), .head_dim = bytes};
+    c.k.head_stride_bytes = padded(r, bytes, unit_of(r));
+    c.k.token_stride_bytes = padded(r, heads * c.k.head_stride_bytes, unit_of(r));
+    c.k.page_stride_bytes = padded(r, c.page_size * c.k.token_stride_bytes, unit_of(r));
+    pkv_new_kv n = {.struct_size = sizeof n, .n_tokens = rng_range(r, 1, 4), .n_heads = heads,
+                    .dtype = PKV_DTYPE_BITS8};
+    n.k = (pkv_new_kv_plane){.data = at + (1 << 20) + unit_of(r), .head_dim = bytes};
+    n.k.head_stride_bytes = padded(r, bytes, unit_of(r));
+    n.k.token_stride_bytes = padded(r, heads * n.k.head_stride_bytes, unit_of(r));
+    if (rng_range(r, 0, 1) == 0) {
+        c.v = c.k;
+        n.v = n.k;
+        c.v.data = at + (1 << 16) + unit_of(r);
+        n.v.data = at + (1 << 21) + unit_of(r);
+    }
+    expect_ok(pkv_i_view_cache(&c, cache, &err), &err);
+    expect_ok(pkv_i_view_new_kv(&n, rows, &err), &err);
+}
+
+static int64_t kernel_bytes(int kernel)
+{
+    static const int64_t bytes[] = {16, 8, 4, 2, 1};
+    static const int     kernels[] = {PKV_I_CUDA_copy_16, PKV_I_CUDA_copy_8, PKV_I_CUDA_copy_4,
+                                      PKV_I_CUDA_copy_2, PKV_I_CUDA_copy_1};
+    for (size_t i = 0; i < 5; i++) {
+        if (kernels[i] == kernel) {
+            return bytes[i];
+        }
+    }
+    fail_msg("no copy: kernel %d", kernel);
+    return 0;
+}
+
+/* All bits of the addresses at which a job's head vectors begin, and of their lengths. */
+static uint64_t all_bits(const pkv_i_copy_job *job, int64_t n_slots, int64_t n_rows, int64_t bytes)
+{
+    uint64_t bits = 0;
+    for (uint32_t i = 0; i < job->n_lanes; i++) {
+        const pkv_i_copy_lane *of = &job->lane[i];
+        bits |= of->head_vectors.by * (uint64_t)bytes;
+        for (uint32_t h = 0; h < of->n_vectors / of->head_vectors.by; h++) {
+            const char *cache = job->layer[0].cache[i] + h * of->cache.head;
+            const char *rows = job->layer[0].rows[i] + h * of->rows.head;
+            for (uint32_t t = 0; t < n_slots; t++) {
+                bits |= (uintptr_t)(cache + pkv_i_slot_at(&job->list, &of->cache, 0, t));
+            }
+            for (uint32_t t = 0; t < n_rows; t++) {
+                bits |= (uintptr_t)(rows + pkv_i_row_at(&job->list, &of->rows, 0, t));
+            }
+        }
+    }
+    return bits;
+}
+
+/* Vectors lie on multiples of their size, which a device needs; and none could be wider. */
+static void test_vectors(void **state)
+{
+    (void)state;
+    static pkv_i_work w;
+    rng               r = {6};
+    int32_t           n = 0, column = 0;
+    const pkv_slices  slices = {sizeof slices, 1, &column, &column, &column, &n};
+    for (int i = 0; i < 50000; i++) {
+        pkv_i_view cache, rows;
+        pkv_error  err;
+        draw_views(&r, &cache, &rows);
+        expect_ok(pkv_i_work_of_slices(&w, &cache, &rows, false, &slices, NULL, &err), &err);
+        const int64_t  bytes = kernel_bytes(w.kernel);
+        const uint64_t bits = all_bits(&w.job.copy, cache.n_pages * cache.page_size,
+                                       rows.page_size, bytes);
+        note_case("vectors", (uint64_t)i, "of %d bytes, addresses %#llx", (int)bytes,
+                  (unsigned long long)bits);
+        expect_same_bytes("remainder", &(uint64_t){bits % (uint64_t)bytes}, &(uint64_t){0}, 8);
+        if (bytes < 16 && bits % (2 * (uint64_t)bytes) == 0) {
+            fail_msg("vectors of %d bytes could be wider: %d", (int)bytes, i);
+        }
+    }
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_divisors),       cmocka_unit_test(test_small_divisors),
         cmocka_unit_test(test_long_divisions), cmocka_unit_test(test_large_tiles),
         cmocka_unit_test(test_tile_edges),     cmocka_unit_test(test_steps),
+        cmocka_unit_test(test_vectors),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
