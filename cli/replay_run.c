@@ -116,7 +116,40 @@ static int write_way(engine *e, int way, int64_t *ns)
     return status == PKV_OK ? CLI_OK : cli_fail_pkv(&err, "update");
 }
 
-static void count_step(engine *e, const int64_t ns[N_WAYS])
+/* The step as a point of the series.  The result's evictions are those of the steps before. */
+static int add_to_series(engine *e, const int64_t ns[N_WAYS])
+{
+    const schedule *s = &e->schedule;
+    pkv_pool_counts pages;
+    int             status = ledger_counts(&s->ledger, &pages);
+    if (status != CLI_OK) {
+        return status;
+    }
+    series_point point = {.steps = 1, .tokens = s->n_tokens,
+                          .slices_static = e->counts[WAY_STATIC],
+                          .slices_exact = e->counts[WAY_EXACT],
+                          .slices_merged = e->counts[WAY_MERGED],
+                          .update_ns_static = ns[WAY_STATIC], .update_ns_exact = ns[WAY_EXACT],
+                          .update_ns_merged = ns[WAY_MERGED], .running = s->n_running,
+                          .pages_used = s->ledger.n_held, .pages_shared = pages.n_shared,
+                          .pages_cached = pages.n_cached,
+                          .evictions = pages.n_evictions - e->result->evictions};
+    if (!s->has_prefill) {
+        point.decode_only_steps = point.steps;
+        point.decode_only_tokens = point.tokens;
+        point.decode_only_slices_static = point.slices_static;
+        point.decode_only_slices_exact = point.slices_exact;
+        point.decode_only_slices_merged = point.slices_merged;
+        point.decode_only_update_ns_static = point.update_ns_static;
+        point.decode_only_update_ns_exact = point.update_ns_exact;
+        point.decode_only_update_ns_merged = point.update_ns_merged;
+    }
+    series_add(&e->result->series, &point);
+    e->result->evictions = pages.n_evictions;
+    return CLI_OK;
+}
+
+static int count_step(engine *e, const int64_t ns[N_WAYS])
 {
     const schedule *s = &e->schedule;
     replay_kind    *kind = &e->result->kind[s->has_prefill ? KIND_PREFILL : KIND_DECODE];
@@ -127,17 +160,7 @@ static void count_step(engine *e, const int64_t ns[N_WAYS])
         kind->update_ns[way] += ns[way];
         e->result->histogram[way][e->counts[way]]++;
     }
-    if (e->result->series.points != NULL) {
-        series_add(&e->result->series,
-                   &(series_point){.steps = 1, .decode_only_steps = s->has_prefill ? 0 : 1,
-                                   .tokens = s->n_tokens, .slices_static = e->counts[WAY_STATIC],
-                                   .slices_exact = e->counts[WAY_EXACT],
-                                   .slices_merged = e->counts[WAY_MERGED],
-                                   .update_ns_static = ns[WAY_STATIC],
-                                   .update_ns_exact = ns[WAY_EXACT],
-                                   .update_ns_merged = ns[WAY_MERGED], .running = s->n_running,
-                                   .pages_used = s->ledger.n_held});
-    }
+    return e->result->series.points != NULL ? add_to_series(e, ns) : CLI_OK;
 }
 
 /*
@@ -170,9 +193,9 @@ static int write_step(engine *e)
     for (int64_t t = 0; t < e->schedule.n_tokens; t++) {
         e->stamps[e->tokens[t].slot] = (unsigned char)stamp;
     }
-    count_step(e, ns);
     e->step++;
-    return status;
+    int counted = count_step(e, ns);
+    return status != CLI_OK ? status : counted;
 }
 
 /* Counts the step's tokens and lets go of requests that are done. */

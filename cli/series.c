@@ -17,8 +17,18 @@ static const struct {
     {"update_ns_static", offsetof(series_point, update_ns_static)},
     {"update_ns_exact", offsetof(series_point, update_ns_exact)},
     {"update_ns_merged", offsetof(series_point, update_ns_merged)},
+    {"decode_only_tokens", offsetof(series_point, decode_only_tokens)},
+    {"decode_only_slices_static", offsetof(series_point, decode_only_slices_static)},
+    {"decode_only_slices_exact", offsetof(series_point, decode_only_slices_exact)},
+    {"decode_only_slices_merged", offsetof(series_point, decode_only_slices_merged)},
+    {"decode_only_update_ns_static", offsetof(series_point, decode_only_update_ns_static)},
+    {"decode_only_update_ns_exact", offsetof(series_point, decode_only_update_ns_exact)},
+    {"decode_only_update_ns_merged", offsetof(series_point, decode_only_update_ns_merged)},
     {"running", offsetof(series_point, running)},
     {"pages_used", offsetof(series_point, pages_used)},
+    {"pages_shared", offsetof(series_point, pages_shared)},
+    {"pages_cached", offsetof(series_point, pages_cached)},
+    {"evictions", offsetof(series_point, evictions)},
 };
 enum { N_COLUMNS = sizeof columns / sizeof columns[0] };
 

@@ -17,8 +17,19 @@ typedef struct series_point {
     int64_t update_ns_static;
     int64_t update_ns_exact;
     int64_t update_ns_merged;
+    /* Of the steps without prefill alone: a sum over both kinds describes neither. */
+    int64_t decode_only_tokens;
+    int64_t decode_only_slices_static;
+    int64_t decode_only_slices_exact;
+    int64_t decode_only_slices_merged;
+    int64_t decode_only_update_ns_static;
+    int64_t decode_only_update_ns_exact;
+    int64_t decode_only_update_ns_merged;
     int64_t running;    /* summed over the steps */
-    int64_t pages_used; /* summed over the steps */
+    int64_t pages_used; /* summed over the steps, as the next two */
+    int64_t pages_shared; /* used by two or more */
+    int64_t pages_cached;
+    int64_t evictions; /* how many came in these steps */
 } series_point;
 
 enum { SERIES_POINTS = 2048 };

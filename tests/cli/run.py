@@ -329,7 +329,32 @@ class Replay(Case):
                      "update_ns_static", "update_ns_exact", "update_ns_merged"):
             self.assertEqual(sum(columns[name]), report[name], name)
         self.assertEqual(sum(columns["decode_only_steps"]), report["decode_only"]["steps"])
+        for name in ("slices_static", "slices_exact", "slices_merged", "update_ns_static",
+                     "update_ns_exact", "update_ns_merged"):
+            self.assertEqual(sum(columns["decode_only_" + name]), report["decode_only"][name], name)
+        self.assertEqual(sum(columns["decode_only_tokens"]),
+                         report["decode_only"]["tokens_written"])
         self.assertEqual(sum(columns["running"]), report["steps"])
+        for name in ("pages_shared", "pages_cached", "evictions"):
+            self.assertEqual(set(columns[name]), {0}, name)
+
+    def test_series_of_pages(self):
+        # Two prompts that begin alike, then others, which take the cached pages.
+        trace = self.write("".join(
+            json.dumps({"timestamp": 0, "input_length": 1024, "output_length": 4,
+                        "hash_ids": ids}) + "\n"
+            for ids in ([1, 2], [1, 3], [4, 5], [6, 7])), "trace.jsonl")
+        path = self.folder / "series.json"
+        report = self.replay(trace, 16, "--prefix-cache", "on", "--num-pages", 100,
+                             "--max-num-batched-tokens", 512, "--series", path)
+        columns = json.loads(path.read_text())["columns"]
+        self.assertGreater(report["evictions"], 0)
+        self.assertEqual(sum(columns["evictions"]), report["evictions"])
+        self.assertEqual(max(columns["pages_shared"]), 512 // 16)
+        self.assertEqual(max(columns["pages_used"]), report["pages_peak"])
+        for used, cached in zip(columns["pages_used"], columns["pages_cached"], strict=True):
+            self.assertLessEqual(used + cached, 100)
+        self.assertGreater(max(columns["pages_cached"]), 0)
 
     def test_series_path(self):
         trace = DATA / "azure_small.csv"
