@@ -419,7 +419,7 @@ static void test_far_rows_and_pages(void **state)
 static void test_far_slots(void **state)
 {
     (void)state;
-    enum { PAGE = 32767, STRIDE = PAGE + 1, LEN = 300000, FIRST = INT32_MAX / PAGE, SEEN = 12 };
+    enum { PAGE = 32767, STRIDE = PAGE + 1, LEN = 300000, FIRST = INT32_MAX / PAGE - 1, SEEN = 13 };
     static far           f;
     static unsigned char source[LEN], expected[SEEN * STRIDE];
     pkv_error            err;

@@ -188,13 +188,23 @@ static void test_tile_edges(void **state)
 /* ---- steps -------------------------------------------------------------------------- */
 
 /* A step of 32 vectors leads where the place itself is looked up, over entries and layers. */
-static void check_steps(uint32_t token_vectors, rng *r)
+static void check_steps(const pkv_i_list *list, uint32_t token_vectors, rng *r)
 {
     static pkv_i_copy_job job;
     job.token_vectors = token_vectors;
     job.step_tokens = 32 / token_vectors;
     job.step_vectors = 32 % token_vectors;
-    job.list.n_layers = 3;
+    job.list = *list;
+    job.n_lanes = 1 + token_vectors % 2;
+    job.lane[0] = (pkv_i_copy_lane){.cache = {0, 16, 0}, .rows = {0, 48, 0},
+                                    .n_vectors = token_vectors / job.n_lanes};
+    job.lane[1] = (pkv_i_copy_lane){.cache = {0, 32, 0}, .rows = {0, 80, 0}};
+    for (uint32_t l = 0; l < job.list.n_layers; l++) { /* addresses that nobody touches */
+        for (int i = 0; i < 2; i++) {
+            job.layer[l].cache[i] = (char *)((uintptr_t)(4 * l + (uint32_t)i + 1) << 42);
+            job.layer[l].rows[i] = (char *)((uintptr_t)(4 * l + (uint32_t)i + 3) << 42);
+        }
+    }
     const uint64_t all = (uint64_t)tile.n_tokens * token_vectors * job.list.n_layers;
     for (int i = 0; i < 200 && all > 32; i++) {
         const uint64_t at = i < 40 && (uint64_t)i + 32 < all
@@ -210,6 +220,8 @@ static void check_steps(uint32_t token_vectors, rng *r)
                     found.token < tile.before[found.entry + 1]);
         assert_true(stepped.layer == found.layer && stepped.entry == found.entry &&
                     stepped.token == found.token && stepped.vector == found.vector);
+        assert_true(stepped.lane == found.lane && stepped.cache == found.cache &&
+                    stepped.rows == found.rows);
     }
 }
 
@@ -229,7 +241,7 @@ static void test_steps(void **state)
         static const uint32_t vectors[] = {1, 2, 3, 5, 7, 16, 31, 32, 33, 48, 64, 65, 1000,
                                            MAX_PARTS - 1};
         for (size_t v = 0; v < sizeof vectors / sizeof vectors[0]; v++) {
-            check_steps(vectors[v], &r);
+            check_steps(&list, vectors[v], &r);
         }
     }
 }
