@@ -7,11 +7,11 @@ from typing import Any
 from . import _core
 
 _STRICT = 1
-_READ_SOON = 4
+READ_SOON = 4
 
 
 def _flags(strict: bool, read_soon: bool = False) -> int:
-    return (_STRICT if strict else 0) | (_READ_SOON if read_soon else 0)
+    return (_STRICT if strict else 0) | (READ_SOON if read_soon else 0)
 
 
 def _dtype_name(dtype: Any) -> str | None:

@@ -102,6 +102,16 @@ PyObject *core_cuda_open(PyObject *self, PyObject *args);
 PyObject *core_cuda_update(PyObject *self, PyObject *const *args, Py_ssize_t n_args);
 PyObject *core_cuda_plan(PyObject *self, PyObject *args);
 PyObject *core_cuda_plan_slots(PyObject *self, PyObject *args);
+PyObject *core_pool_open(PyObject *self, PyObject *args);
+PyObject *core_pool_alloc(PyObject *self, PyObject *args);
+PyObject *core_pool_share(PyObject *self, PyObject *args);
+PyObject *core_pool_free(PyObject *self, PyObject *args);
+PyObject *core_pool_unkeep(PyObject *self, PyObject *args);
+PyObject *core_pool_owners(PyObject *self, PyObject *args);
+PyObject *core_pool_find(PyObject *self, PyObject *args);
+PyObject *core_pool_publish(PyObject *self, PyObject *args);
+PyObject *core_pool_counts(PyObject *self, PyObject *args);
+PyObject *core_pool_check(PyObject *self, PyObject *args);
 
 /* Two views of upstream's slices, int32 [3, N], and the count. */
 bool slices_open(pkv_slices *out, const array *a, int32_t *n);

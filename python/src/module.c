@@ -154,6 +154,16 @@ static PyMethodDef methods[] = {
     {"cuda_update", FAST(core_cuda_update), METH_FASTCALL, NULL},
     {"cuda_plan", core_cuda_plan, METH_VARARGS, NULL},
     {"cuda_plan_slots", core_cuda_plan_slots, METH_VARARGS, NULL},
+    {"pool_open", core_pool_open, METH_VARARGS, NULL},
+    {"pool_alloc", core_pool_alloc, METH_VARARGS, NULL},
+    {"pool_share", core_pool_share, METH_VARARGS, NULL},
+    {"pool_free", core_pool_free, METH_VARARGS, NULL},
+    {"pool_unkeep", core_pool_unkeep, METH_VARARGS, NULL},
+    {"pool_owners", core_pool_owners, METH_VARARGS, NULL},
+    {"pool_find", core_pool_find, METH_VARARGS, NULL},
+    {"pool_publish", core_pool_publish, METH_VARARGS, NULL},
+    {"pool_counts", core_pool_counts, METH_VARARGS, NULL},
+    {"pool_check", core_pool_check, METH_VARARGS, NULL},
     {NULL, NULL, 0, NULL},
 };
 

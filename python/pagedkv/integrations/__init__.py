@@ -1,0 +1,1 @@
+"""pagedkv inside engines that others wrote; each module needs its engine and nothing else does."""
