@@ -36,7 +36,7 @@ step 3: 2 tokens in 2 slices
 
 def blocks() -> list[tuple[str, str, str]]:
     found = []
-    for page in (ROOT / "README.md", ROOT / "docs" / "python.md"):
+    for page in (ROOT / "README.md", ROOT / "docs" / "python.md", ROOT / "docs" / "engines.md"):
         for match in BLOCK.finditer(page.read_text()):
             name = f"{page.name}:{page.read_text()[:match.start()].count(chr(10)) + 1}"
             found.append((name, match["code"], match["output"]))
