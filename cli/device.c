@@ -38,7 +38,7 @@ int device_open(cli_device *d)
     code = code != 0 ? code : gpu_stream_create(d->gpu, &d->stream);
     code = code != 0 ? code : gpu_event_create(d->gpu, &d->events[0]);
     code = code != 0 ? code : gpu_event_create(d->gpu, &d->events[1]);
-    return device_status(d, code, "no stream");
+    return device_status(d, code, "the device");
 }
 
 void device_close(cli_device *d)

@@ -22,7 +22,6 @@ typedef int pkv_i_cu_pointer_attribute;
 typedef int pkv_i_cu_function_attribute;
 
 enum {
-    PKV_I_CU_INVALID_VALUE = 1,
     PKV_I_CU_OUT_OF_MEMORY = 2,
     PKV_I_CU_STUB_LIBRARY = 34,
     PKV_I_CU_NO_DEVICE = 100,
@@ -48,7 +47,6 @@ enum {
     PKV_I_CU_DEVICE_ORDINAL = 9,
     PKV_I_CU_MEMORYTYPE_HOST = 1, /* what MEMORY_TYPE gives */
     PKV_I_CU_MEMORYTYPE_DEVICE = 2,
-    PKV_I_CU_MEMORYTYPE_UNIFIED = 4,
     PKV_I_CU_PTX_VERSION = 5, /* of a function */
     PKV_I_CU_PROGRAMMATIC_STREAM_SERIALIZATION = 6 /* of a launch */
 };

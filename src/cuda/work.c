@@ -4,6 +4,7 @@
 #include <string.h>
 
 #include "../geometry.h"
+#include "../pairs.h"
 #include "../scales.h"
 
 enum {
@@ -397,7 +398,7 @@ pkv_status pkv_i_work_of_pages(pkv_i_work *w, const pkv_i_view *src, const pkv_i
         const int n_lanes = page_lanes(src, dst, lanes);
         return make_copy(w, lanes, n_lanes, false, err);
     }
-    const bool       back = src->dtype > PKV_DTYPE_BF16;
+    const bool       back = !pkv_i_pair_is_update(src);
     const cast_sides sides = {dst, src, back ? src : dst, false, back, false};
     return make_cast(w, &sides, err);
 }
