@@ -20,6 +20,12 @@ read back: the same
 RangeError: slice 0: kv_cache_start=4093 + slice_len=40 must be less or equal to \
 kv_cache_token_num=4096
 """,
+    "torch_model.py": """\
+43 tokens, 0 of them found, on pages [0, 1, 2, 3]
+42 tokens, 32 of them found, on pages [0, 1, 4, 5]
+5 tokens, 0 of them found, on pages [6, 7]
+the same tokens: True
+""",
     "torch_update.py": """\
 slots 1600 and 3210: True True
 compiled: the same
