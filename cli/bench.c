@@ -276,6 +276,27 @@ static int parse_cases(int argc, char **argv, bench_options *o)
     return CLI_OK;
 }
 
+/* What is of processors would be passed over in silence on a GPU. */
+static int check_backend(const bench_options *o)
+{
+    const struct {
+        bool        given;
+        const char *name;
+    } of_cpus[] = {
+        {o->huge_pages != 0, "--huge-pages"},
+        {o->threads != 0, "--threads"},
+        {o->isa != NULL, "--isa"},
+        {o->peers != 0, "--peers"},
+    };
+
+    for (size_t i = 0; o->backend == BENCH_CUDA && i < sizeof of_cpus / sizeof of_cpus[0]; i++) {
+        if (of_cpus[i].given) {
+            return cli_fail(CLI_USAGE, "bench: no %s with --backend cuda", of_cpus[i].name);
+        }
+    }
+    return CLI_OK;
+}
+
 /* An exit status; *done where there is nothing left to do. */
 static int parse_options(int argc, char **argv, bench_options *o, bool *done)
 {
@@ -292,7 +313,8 @@ static int parse_options(int argc, char **argv, bench_options *o, bool *done)
     if (o->seconds == 0) {
         o->seconds = o->quick ? QUICK_SECONDS : DEFAULT_SECONDS;
     }
-    return parse_cases(argc, argv, o);
+    status = check_backend(o);
+    return status != CLI_OK ? status : parse_cases(argc, argv, o);
 }
 
 void bench_progress(const bench_options *options, const char *text)
