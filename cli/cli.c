@@ -1,5 +1,5 @@
 /* What the commands share: one-line errors, numbers and options, JSON files, the clock. */
-#define _POSIX_C_SOURCE 200809L
+#define _XOPEN_SOURCE 700 /* POSIX, and realpath() */
 
 #include "cli.h"
 
@@ -275,6 +275,39 @@ int cli_probe_output(const char *path)
     }
     int problem = is_replaced(path) ? try_new_file(path) : try_open(path);
     return problem == 0 ? CLI_OK : fail_output(path, problem);
+}
+
+/* The name behind all links, also of a file that is not there yet; NULL: there is none. */
+static char *real_name(const char *path)
+{
+    char *whole = realpath(path, NULL);
+    if (whole != NULL || errno != ENOENT) {
+        return whole;
+    }
+    const char *slash = strrchr(path, '/'), *name = slash == NULL ? path : slash + 1;
+    char       *parent = slash == NULL ? strdup(".") : strndup(path, (size_t)(name - path));
+    char       *folder = parent == NULL ? NULL : realpath(parent, NULL);
+    size_t      size = folder == NULL ? 0 : strlen(folder) + strlen(name) + 2;
+    whole = size == 0 ? NULL : malloc(size);
+    if (whole != NULL) {
+        snprintf(whole, size, "%s/%s", folder, name);
+    }
+    free(folder);
+    free(parent);
+    return whole;
+}
+
+bool cli_is_same_file(const char *a, const char *b)
+{
+    struct stat found;
+    if (a == NULL || b == NULL || (stat(a, &found) == 0 && !S_ISREG(found.st_mode))) {
+        return false;
+    }
+    char *name_a = real_name(a), *name_b = real_name(b);
+    bool  same = name_a != NULL && name_b != NULL && strcmp(name_a, name_b) == 0;
+    free(name_a);
+    free(name_b);
+    return same;
 }
 
 int cli_write_json(json_t *root, const char *path)

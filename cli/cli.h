@@ -83,6 +83,12 @@ int cli_write_json(json_t *root, const char *path);
  */
 int cli_probe_output(const char *path);
 
+/*
+ * Would writing to one of two paths destroy what is in the other one?  False for
+ * what is no plain file, and for NULL.
+ */
+bool cli_is_same_file(const char *a, const char *b);
+
 /* True if the stream is a terminal. */
 bool cli_is_terminal(FILE *stream);
 

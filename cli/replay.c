@@ -226,15 +226,20 @@ static int check_dtypes(replay_options *o)
     return CLI_OK;
 }
 
-/* Two outputs in one place would be no JSON; and what cannot be written is better known now. */
+/* An output destroys no input and no other output; what cannot be written is better known now. */
 static int check_outputs(const replay_options *o)
 {
     if (o->series_path != NULL && strcmp(o->series_path, "-") == 0) {
         return cli_fail(CLI_USAGE, "--series -: the series needs a file of its own");
     }
-    if (o->series_path != NULL && o->json_path != NULL &&
-        strcmp(o->series_path, o->json_path) == 0) {
+    if (cli_is_same_file(o->series_path, o->json_path)) {
         return cli_fail(CLI_USAGE, "--series and --json name the same file: %s", o->json_path);
+    }
+    if (cli_is_same_file(o->series_path, o->trace_path)) {
+        return cli_fail(CLI_USAGE, "--series names the trace: %s", o->series_path);
+    }
+    if (cli_is_same_file(o->json_path, o->trace_path)) {
+        return cli_fail(CLI_USAGE, "--json names the trace: %s", o->json_path);
     }
     int status = cli_probe_output(o->json_path);
     return status != CLI_OK ? status : cli_probe_output(o->series_path);

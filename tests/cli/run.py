@@ -364,6 +364,24 @@ class Replay(Case):
                          "--series", path, "--json", path)
         self.assertEqual(list(self.folder.iterdir()), [])
 
+    def test_outputs_destroy_nothing(self):
+        """By whatever name: another spelling, a link, a file that is not there yet."""
+        trace, inner = self.folder / "trace.csv", self.folder / "inner"
+        text = (DATA / "azure_small.csv").read_text()
+        trace.write_text(text)
+        inner.mkdir()
+        link, other = self.folder / "link", inner / ".." / "trace.csv"
+        link.symlink_to(trace)
+        for option in ("--json", "--series"):
+            for path in (trace, link, other):
+                self.check_fails(2, f"{option} names the trace: .*", "replay", trace, option, path)
+        self.check_fails(2, "--series and --json name the same file", "replay", trace,
+                         "--json", self.folder / "a", "--series", inner / ".." / "a")
+        self.assertEqual(trace.read_text(), text)
+        self.assertEqual(sorted(self.folder.iterdir()), [inner, link, trace])
+        got = run("replay", trace, "--json", "/dev/null", "--series", "/dev/null", "--quiet")
+        self.assertEqual((got.returncode, got.stderr), (0, ""))
+
     def test_outputs_are_tried_before_the_work(self):
         """A trace that is not there is only found once the outputs are known to work."""
         missing = self.folder / "missing.csv"
