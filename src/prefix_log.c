@@ -187,16 +187,21 @@ pkv_status pkv_prefix_clear(pkv_prefix *prefix, pkv_error *err)
 
 /* ---- what is known -------------------------------------------------------------------- */
 
-pkv_status pkv_prefix_page(pkv_prefix *prefix, int32_t page, pkv_prefix_event *out, pkv_error *err)
+static pkv_status check_asked(pkv_prefix *p, int32_t page, const void *out, pkv_error *err)
 {
-    PKV_I_TRY(pkv_i_prefix_enter(prefix, err));
+    PKV_I_TRY(pkv_i_prefix_enter(p, err));
     if (out == NULL) {
         return pkv_i_fail(err, PKV_E_INVALID, "out is NULL");
     }
-    if (page < 0 || page >= prefix->n_pages) {
-        return pkv_i_fail_at(err, PKV_E_RANGE, PKV_RULE_PAGE, -1, page, prefix->n_pages,
-                             "is no page of the pool");
-    }
+    return page >= 0 && page < p->n_pages
+               ? PKV_OK
+               : pkv_i_fail_at(err, PKV_E_RANGE, PKV_RULE_PAGE, -1, page, p->n_pages,
+                               "is no page of the pool");
+}
+
+pkv_status pkv_prefix_page(pkv_prefix *prefix, int32_t page, pkv_prefix_event *out, pkv_error *err)
+{
+    PKV_I_TRY(check_asked(prefix, page, out, err));
     const pkv_i_content *c = pkv_i_prefix_content(prefix, page);
     *out = (pkv_prefix_event){.page = page};
     if (c->id != 0 && pkv_i_pool_is_kept(prefix->pool, page)) {
@@ -204,6 +209,19 @@ pkv_status pkv_prefix_page(pkv_prefix *prefix, int32_t page, pkv_prefix_event *o
                                   .is_first = c->is_first, .id = c->id, .parent = c->parent,
                                   .tokens = c->tokens};
     }
+    return PKV_OK;
+}
+
+pkv_status pkv_prefix_twin(pkv_prefix *prefix, int32_t page, int32_t *out, pkv_error *err)
+{
+    PKV_I_TRY(check_asked(prefix, page, out, err));
+    int32_t twin = page;
+    if (pkv_i_pool_is_kept(prefix->pool, page)) {
+        do { /* inside a reservation it may have taken some */
+            twin = pkv_i_prefix_twins(prefix, twin)->next;
+        } while (twin != page && !pkv_i_pool_is_kept(prefix->pool, twin));
+    }
+    *out = twin == page ? -1 : twin;
     return PKV_OK;
 }
 

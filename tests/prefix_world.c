@@ -98,6 +98,25 @@ static void expect_refused(const prefix_world *w, pkv_status status, const pkv_e
     expect_same_bytes("index", w->memory[INDEX], w->before[INDEX], (size_t)w->bytes[INDEX]);
 }
 
+/* What pkv_prefix_twin() must say: any page that holds the same and can be found. */
+static void compare_twin(prefix_world *w, int32_t page)
+{
+    const prefix_model *m = &w->model;
+    const prefix_held  *h = &m->held[page];
+    int32_t             twin = 77;
+    pkv_error           err;
+    expect_ok(pkv_prefix_twin(w->prefix, page, &twin, &err), &err);
+    bool any = false;
+    for (int32_t i = 0; i < w->shape.n_pages; i++) {
+        const bool is_one = i != page && h->id != 0 && m->held[i].id == h->id &&
+                            m->held[i].group == h->group && m->pool.kept[i];
+        expect_that(is_one || i != twin);
+        any = any || is_one;
+    }
+    expect_that((twin >= 0 && twin < w->shape.n_pages) == (any && m->pool.kept[page]));
+    expect_that(twin >= -1 && twin < w->shape.n_pages);
+}
+
 /* What pkv_prefix_page() must say. */
 static void compare_page(prefix_world *w, int32_t page)
 {
@@ -107,6 +126,7 @@ static void compare_page(prefix_world *w, int32_t page)
     pkv_error           err;
     expect_ok(pkv_prefix_page(w->prefix, page, &e, &err), &err);
     expect_number(e.page, page);
+    compare_twin(w, page);
     if (h->id == 0 || !m->pool.kept[page]) {
         expect_that(e.kind == 0 && e.id == 0 && e.tokens == NULL);
         return;
@@ -311,6 +331,9 @@ pkv_status prefix_world_page(prefix_world *w, int32_t page)
     pkv_status status = pkv_prefix_page(w->prefix, page, &e, &err);
     expect_refused(w, status, &err, (verdict){PKV_E_RANGE, PKV_RULE_PAGE, -1});
     expect_that(err.value == page && err.limit == w->shape.n_pages);
+    int32_t twin = 77;
+    expect_number(pkv_prefix_twin(w->prefix, page, &twin, &err), status);
+    expect_that(twin == 77 && err.value == page);
     return status;
 }
 

@@ -244,6 +244,10 @@ static void test_queries(void **state)
     }
     expect_refusal(&f, pkv_prefix_page(NULL, 0, &e, &err), &err, PKV_E_INVALID, 0, -1);
     expect_refusal(&f, pkv_prefix_page(f.w.prefix, 0, NULL, &err), &err, PKV_E_INVALID, 0, -1);
+    int32_t twin = 77;
+    expect_refusal(&f, pkv_prefix_twin(NULL, 0, &twin, &err), &err, PKV_E_INVALID, 0, -1);
+    expect_refusal(&f, pkv_prefix_twin(f.w.prefix, 0, NULL, &err), &err, PKV_E_INVALID, 0, -1);
+    expect_number(twin, 77);
     expect_refusal(&f, pkv_prefix_stats(NULL, &counts, &err), &err, PKV_E_INVALID, 0, -1);
     expect_refusal(&f, pkv_prefix_clear(NULL, &err), &err, PKV_E_INVALID, 0, -1);
     expect_refusal(&f, pkv_prefix_check(NULL, &err), &err, PKV_E_INVALID, 0, -1);

@@ -261,6 +261,34 @@ static void test_a_twin_outlives_the_other(void **state)
     }
 }
 
+static int32_t twin_of(prefix_world *w, int32_t page)
+{
+    int32_t   twin;
+    pkv_error err;
+    expect_ok(pkv_prefix_twin(w->prefix, page, &twin, &err), &err);
+    return twin;
+}
+
+/* Requests that run side by side compute the same page: the newest is told of the oldest left. */
+static void test_the_twin_of_the_newest_is_the_oldest(void **state)
+{
+    (void)state;
+    prefix_world w;
+    int32_t      tokens[S], page[3];
+    begin(&w, PKV_POOL_FIFO, 4, "twins, oldest first");
+    story_tokens(tokens, S, 1);
+    for (int i = 0; i < 3; i++) {
+        page[i] = story_compute(&w, 0, tokens, S).pages[0][0];
+        expect_number(twin_of(&w, page[i]), i == 0 ? -1 : page[0]);
+    }
+    prefix_world_keep(&w, &page[0], 1, false);
+    expect_number(twin_of(&w, page[0]), -1);
+    expect_number(twin_of(&w, page[2]), page[1]);
+    prefix_world_keep(&w, &page[1], 1, false);
+    expect_number(twin_of(&w, page[2]), -1);
+    story_over(&w);
+}
+
 /* ---- identity ------------------------------------------------------------ */
 
 static uint64_t id_of(prefix_world *w, int32_t page)
@@ -422,6 +450,7 @@ int main(void)
         cmocka_unit_test(test_no_stale_hit),
         cmocka_unit_test(test_a_hit_is_no_victim_of_its_own_admission),
         cmocka_unit_test(test_a_twin_outlives_the_other),
+        cmocka_unit_test(test_the_twin_of_the_newest_is_the_oldest),
         cmocka_unit_test(test_a_child_belongs_to_its_parent),
         cmocka_unit_test(test_behind_a_twin),
         cmocka_unit_test(test_clear_while_pages_are_used),

@@ -221,6 +221,22 @@ PKV_API pkv_status pkv_prefix_page(pkv_prefix *prefix, int32_t page, pkv_prefix_
                                    pkv_error *err);
 
 /*
+ * pkv_prefix_twin() - another page of the group with the same content, for a
+ * sequence that would rather share it than have its own: requests that run side by
+ * side compute the same pages.  Share the twin, put it into the block table, and
+ * free the own page, not kept any longer (pkv_pool_share(), pkv_pool_keep(),
+ * pkv_pool_free()).
+ *
+ * out   Receives it: where `page` was published last, the one that was published
+ *       first of those that are left.  -1: there is none, or `page` cannot be found.
+ *
+ * Returns PKV_OK; PKV_E_INVALID; PKV_E_RANGE with rule PAGE.  Cost: a constant;
+ * inside a reservation, as many steps as the content has pages.
+ */
+PKV_API pkv_status pkv_prefix_twin(pkv_prefix *prefix, int32_t page, int32_t *out,
+                                   pkv_error *err);
+
+/*
  * pkv_prefix_stats() - counts; the caller sets out->struct_size before.
  *
  * Returns PKV_OK; PKV_E_INVALID; PKV_E_UNSUPPORTED for struct_size.

@@ -94,16 +94,35 @@ class Pool:
         """
         return _core.pool_find(self._pool, salt, tokens)
 
-    def publish(self, tokens: Sequence[int], pages: Sequence[int], *, salt: int = 0) -> None:
-        """From now on these pages can be found: a sequence's first ones, full and written.
+    def publish(
+        self, tokens: Sequence[int], pages: Sequence[int], *, salt: int = 0, behind: int = -1,
+    ) -> None:
+        """From now on these pages can be found: full and written, one behind the other.
 
         Those that were published with this content before stay so.
 
+        Args:
+            tokens: of these pages.
+            behind: the page in front of them, published already; -1: they are a sequence's first.
+
         Raises:
             StateError: a page without an owner, or published with other tokens; ``index`` names it.
+                Or ``behind`` is not published.
             InvalidError: tokens are not page_size for each page.
+            RangeError: a number that is no page.
         """
-        _core.pool_publish(self._pool, salt, tokens, pages)
+        _core.pool_publish(self._pool, salt, behind, tokens, pages)
+
+    def twin(self, page: int) -> int:
+        """Another page with the same content, or -1: of requests that ran side by side.
+
+        If this one was published last, the one that was published first of those that are left.
+        To have one copy only: share the twin, :meth:`unkeep` and free this one.
+
+        Raises:
+            RangeError: a number that is no page.
+        """
+        return _core.pool_twin(self._pool, page)
 
     def counts(self) -> Counts:
         return Counts(*_core.pool_counts(self._pool))

@@ -110,6 +110,7 @@ PyObject *core_pool_unkeep(PyObject *self, PyObject *args);
 PyObject *core_pool_owners(PyObject *self, PyObject *args);
 PyObject *core_pool_find(PyObject *self, PyObject *args);
 PyObject *core_pool_publish(PyObject *self, PyObject *args);
+PyObject *core_pool_twin(PyObject *self, PyObject *args);
 PyObject *core_pool_counts(PyObject *self, PyObject *args);
 PyObject *core_pool_check(PyObject *self, PyObject *args);
 

@@ -162,6 +162,7 @@ static PyMethodDef methods[] = {
     {"pool_owners", core_pool_owners, METH_VARARGS, NULL},
     {"pool_find", core_pool_find, METH_VARARGS, NULL},
     {"pool_publish", core_pool_publish, METH_VARARGS, NULL},
+    {"pool_twin", core_pool_twin, METH_VARARGS, NULL},
     {"pool_counts", core_pool_counts, METH_VARARGS, NULL},
     {"pool_check", core_pool_check, METH_VARARGS, NULL},
     {NULL, NULL, 0, NULL},

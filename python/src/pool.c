@@ -252,18 +252,19 @@ PyObject *core_pool_find(PyObject *self, PyObject *args)
     return list;
 }
 
-/* pool_publish(pool, salt, tokens, pages): a sequence's first pages can be found from now on */
+/* pool_publish(pool, salt, behind, tokens, pages): these can be found from now on */
 PyObject *core_pool_publish(PyObject *self, PyObject *args)
 {
     PyObject          *capsule;
     PyObject          *token_list;
     PyObject          *page_list;
     unsigned long long salt;
+    int                behind;
     numbers            tokens;
     numbers            pages;
     owned_pool        *p;
     (void)self;
-    if (!PyArg_ParseTuple(args, "OKOO", &capsule, &salt, &token_list, &page_list) ||
+    if (!PyArg_ParseTuple(args, "OKiOO", &capsule, &salt, &behind, &token_list, &page_list) ||
         (p = pool_of(capsule)) == NULL || !read_numbers(&tokens, token_list, "tokens")) {
         return NULL;
     }
@@ -276,14 +277,30 @@ PyObject *core_pool_publish(PyObject *self, PyObject *args)
     PyObject *result = Py_None;
     if (!fits) {
         result = raise_invalid("tokens: are %zd, not those of %zd full pages", tokens.n, pages.n);
-    } else if (pkv_prefix_publish(p->prefix, 0, salt, -1, tokens.of, pages.of, pages.n, &err) !=
-               PKV_OK) {
+    } else if (pkv_prefix_publish(p->prefix, 0, salt, behind, tokens.of, pages.of, pages.n,
+                                  &err) != PKV_OK) {
         result = raise_error(&err, NULL);
     }
     PyMem_Free(tokens.of);
     PyMem_Free(pages.of);
     Py_XINCREF(result);
     return result;
+}
+
+/* pool_twin(pool, page) -> another page with the same content, or -1 */
+PyObject *core_pool_twin(PyObject *self, PyObject *args)
+{
+    PyObject   *capsule;
+    int         page;
+    int32_t     twin;
+    owned_pool *p;
+    pkv_error   err;
+    (void)self;
+    if (!PyArg_ParseTuple(args, "Oi", &capsule, &page) || (p = pool_of(capsule)) == NULL) {
+        return NULL;
+    }
+    return pkv_prefix_twin(p->prefix, page, &twin, &err) == PKV_OK ? PyLong_FromLong(twin)
+                                                                   : raise_error(&err, NULL);
 }
 
 /* pool_counts(pool) -> blank, cached, used, shared, evictions, tokens looked up, tokens found */

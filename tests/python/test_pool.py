@@ -82,6 +82,28 @@ def test_salts_and_unkeep() -> None:
     assert pool.counts().cached == 0
 
 
+def test_pages_behind_others_and_twins() -> None:
+    pool = Pool(6, page_size=2)
+    a, b = pool.alloc(2), pool.alloc(2)
+    pool.publish([1, 2], a[:1])
+    pool.publish([3, 4], a[1:], behind=a[0])
+    assert pool.find([1, 2, 3, 4, 5]) == a
+    pool.publish([1, 2, 3, 4], b)
+    assert [pool.twin(page) for page in b] == a
+    pool.share(a)
+    pool.unkeep(b)
+    pool.free(b)
+    assert (pool.counts().cached, pool.counts().shared) == (0, 2)
+    assert [pool.twin(page) for page in (*a, *b)] == [-1] * 4
+    with pytest.raises(pagedkv.StateError):
+        pool.publish([5, 6], pool.alloc(1), behind=b[0])
+    for wrong in (lambda: pool.twin(6), lambda: pool.twin(-1),
+                  lambda: pool.publish([1, 2], a[:1], behind=6)):
+        with pytest.raises(pagedkv.RangeError):
+            wrong()
+    pool.check()
+
+
 def test_errors_change_nothing() -> None:
     pool = Pool(4, page_size=2)
     pages = pool.alloc(3)

@@ -311,6 +311,32 @@ def test_pool_publishes_what_is_written(monkeypatch: pytest.MonkeyPatch, sequenc
     assert seen > 12 and wrong == []
 
 
+def test_pool_keeps_one_copy(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Equal prompts side by side: as few blocks as with the engine's own pages, step by step."""
+    from transformers.generation.continuous_batching import cache
+
+    original = cache.PagedAttentionCache.mark_complete_blocks
+    blocks: list[int] = []
+
+    def mark(self: Any, *arguments: Any) -> None:
+        original(self, *arguments)
+        for allocator in self.cache_allocators.values():
+            blocks.append(len({block for table in allocator.block_table.values()
+                               for block in table}))
+
+    monkeypatch.setattr(cache.PagedAttentionCache, "mark_complete_blocks", mark)
+    same, = prompts(12, 5 * PAGE)
+    requests, options = [same] * 6 + prompts(13, 20, 9), {"max_batch_tokens": 400}
+    want = generate(model("llama"), requests, **options)
+    alone = blocks.copy()
+    blocks.clear()
+    with hook.patched(pool=True) as counts:
+        got = generate(model("llama"), requests, **options)
+    assert (got.tokens, got.steps) == (want.tokens, want.steps)
+    assert blocks == alone and min(blocks[:6]) < max(blocks[:6]) - 15
+    counts.pools[0].check()
+
+
 def test_pool_frees_the_end_first() -> None:
     """What is evicted first is what a prefix is needed least for: its last page."""
     made, (request,) = model("llama"), prompts(11, 6 * PAGE)

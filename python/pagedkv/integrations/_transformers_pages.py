@@ -73,6 +73,18 @@ class Pages:
         counts = self.pool.counts()
         return counts.blank + counts.cached
 
+    def publish(self, table: list[int], first: int, tokens: list[int]) -> None:
+        """Blocks of a request from the first-th on are full. Of equal ones a single copy stays."""
+        end = first + len(tokens) // self.page_size
+        behind = table[first - 1] - self.first if first else -1
+        own = self.pages(table[first:end])
+        self.pool.publish(tokens, own, behind=behind)
+        for i, page in enumerate(own, first):
+            if (twin := self.pool.twin(page)) >= 0:
+                table[i] = twin + self.first
+                self.pool.share([twin])
+                self.release(page + self.first, no_cache=True)
+
     # What it calls on its ledger.
 
     def acquire(self, block_id: int) -> None:
@@ -133,11 +145,11 @@ def _mark(original: Callable[..., None]) -> Callable[..., None]:
         if not isinstance(pages, Pages):
             original(self, request_id, token_ids, new_new_blocks)
             return
-        table = self.block_table[request_id]
-        done = min(pages.complete.get(request_id, 0) + new_new_blocks, len(table),
-                   len(token_ids) // self.tokens_per_page)
+        table, size = self.block_table[request_id], self.tokens_per_page
+        first = pages.complete.get(request_id, 0)
+        done = min(first + new_new_blocks, len(table), len(token_ids) // size)
         pages.complete[request_id] = done
-        pages.pool.publish(token_ids[:done * self.tokens_per_page], pages.pages(table[:done]))
+        pages.publish(table, first, token_ids[first * size:done * size])
 
     return mark_complete_blocks
 
