@@ -98,7 +98,8 @@ class Nothing(Case):
         for case in ("pool", "gather", "layout", "swap"):
             self.check_fails(2, f"bench {case}: not with --backend cuda.*", "bench", case,
                              "--backend", "cuda", driver=False)
-        for option in (("--huge-pages", "on"), ("--threads", 1), ("--isa", "c"), ("--peers", "off")):
+        for option in (("--huge-pages", "on"), ("--threads", 1), ("--isa", "c"),
+                       ("--peers", "off")):
             self.check_fails(2, f"bench: no {option[0]} with --backend cuda", "bench", *option,
                              "--backend", "cuda", driver=False)
         self.check_fails(2, "bench: nothing to time.*", *BENCH, "--quiet", "--pattern", "none")
