@@ -57,6 +57,15 @@ def run(*arguments: str) -> str:
     return done.stdout
 
 
+def test_names_of_the_library_exist() -> None:
+    places = ("include/**/*.h", "src/**/*.[ch]", "CMakeLists.txt")
+    code = "".join(path.read_text() for place in places for path in ROOT.glob(place))
+    known = set(re.findall(r"\w+", code))
+    for page in (ROOT / "README.md", *ROOT.glob("docs/**/*.md")):
+        named = set(re.findall(r"\b(?:pkv|PKV)_\w+", page.read_text()))
+        assert named <= known, f"{page.name}: {sorted(named - known)}"
+
+
 def test_every_framework_is_shown() -> None:
     code = "".join(code for _, code, _ in blocks())
     assert all(f"import {name}" in code for name in ("numpy", "torch", "jax"))
