@@ -1,20 +1,19 @@
 /*
  * Arrays of other libraries.  DLPack where it can say everything; NumPy's array
- * interface for what DLPack has no word for (ml_dtypes' arrays); PyTorch's own
- * methods, since its DLPack is written in Python and costs ten times as much.
+ * interface for what DLPack has no word for (ml_dtypes' arrays); tensor.c for
+ * PyTorch's tensors, whose DLPack method is written in Python and slow.
  */
-#include "core.h"
+#include "array.h"
 
 #include <stdlib.h>
 #include <string.h>
 
-#include "dlpack.h"
 #include "dtype.h"
 
 static PyObject *max_version_kwargs; /* {"max_version": (1, 0)} */
 static PyObject *no_args;
 
-static bool fail_open(const array *a, const char *why)
+bool array_fail(const array *a, const char *why)
 {
     raise_invalid("%s: %s", a->name, why);
     return false;
@@ -49,18 +48,13 @@ static void release(void *managed, bool versioned)
     PyErr_Restore(type, value, trace);
 }
 
-static bool from_tensor(array *a, const dl_tensor *t)
+bool array_take(array *a, const dl_tensor *t)
 {
-    if (t->device_type != DL_CPU) {
-        raise_unsupported("%s: is not in host memory (DLPack device %d)", a->name,
-                          (int)t->device_type);
-        return false;
-    }
     if (t->n_dims < 0 || t->n_dims > MAX_DIMS) {
-        return fail_open(a, "has too many dimensions");
+        return array_fail(a, "has too many dimensions");
     }
     if (t->type_bits < 8 || t->type_bits % 8 != 0 || t->type_lanes != 1) {
-        return fail_open(a, "has items that are no whole bytes");
+        return array_fail(a, "has items that are no whole bytes");
     }
     a->item_bytes = t->type_bits / 8;
     a->dtype = DTYPE_ID(t->type_code, t->type_bits);
@@ -75,10 +69,20 @@ static bool from_tensor(array *a, const dl_tensor *t)
     }
     for (int i = 0; i < t->n_dims; i++) {
         if (__builtin_mul_overflow(t->strides[i], a->item_bytes, &a->stride_bytes[i])) {
-            return fail_open(a, "has a stride that overflows");
+            return array_fail(a, "has a stride that overflows");
         }
     }
     return true;
+}
+
+static bool from_tensor(array *a, const dl_tensor *t)
+{
+    if (t->device_type != DL_CPU) {
+        raise_unsupported("%s: is not in host memory (DLPack device %d)", a->name,
+                          (int)t->device_type);
+        return false;
+    }
+    return array_take(a, t);
 }
 
 /* Takes what a capsule holds.  1: taken, 0: cannot (no exception), -1: exception set. */
@@ -143,7 +147,7 @@ bool array_is_jax(PyObject *obj)
 
 /* ---- NumPy's array interface ------------------------------------------------- */
 
-static bool tuple_to_int64(PyObject *tuple, int64_t *out, int *n)
+bool array_read_tuple(PyObject *tuple, int64_t *out, int *n)
 {
     Py_ssize_t size = PyTuple_Check(tuple) ? PyTuple_Size(tuple) : -1;
     if (size < 0 || size > MAX_DIMS) {
@@ -164,7 +168,7 @@ static bool from_interface_dict(array *a, PyObject *dict)
     PyObject *typestr = PyDict_GetItemString(dict, "typestr");
     int       n_strides = 0;
     if (shape == NULL || data == NULL || typestr == NULL || !PyTuple_Check(data) ||
-        PyTuple_Size(data) != 2 || !tuple_to_int64(shape, a->shape, &a->n_dims)) {
+        PyTuple_Size(data) != 2 || !array_read_tuple(shape, a->shape, &a->n_dims)) {
         return false;
     }
     PyObject *type = PyUnicode_AsUTF8String(typestr);
@@ -183,7 +187,7 @@ static bool from_interface_dict(array *a, PyObject *dict)
     a->read_only = PyObject_IsTrue(PyTuple_GetItem(data, 1)) != 0;
     dense_strides(a);
     if (strides != NULL && strides != Py_None &&
-        (!tuple_to_int64(strides, a->stride_bytes, &n_strides) || n_strides != a->n_dims)) {
+        (!array_read_tuple(strides, a->stride_bytes, &n_strides) || n_strides != a->n_dims)) {
         return false;
     }
     return !PyErr_Occurred();
@@ -215,98 +219,13 @@ static bool from_interface(array *a, PyObject *obj)
     return ok && a->dtype != DTYPE_NONE;
 }
 
-/* ---- PyTorch ------------------------------------------------------------------- */
-
-static int64_t int_of_call(PyObject *obj, const char *method)
-{
-    PyObject *result = PyObject_CallMethod(obj, method, NULL);
-    int64_t   value = result == NULL ? -1 : PyLong_AsLongLong(result);
-    Py_XDECREF(result);
-    return value;
-}
-
-/* Wherever the items lie.  False, without an exception: not a tensor of the plain kind. */
-static bool torch_fields(array *a, PyObject *obj, PyObject *data_ptr)
-{
-    PyObject *shape = PyObject_GetAttrString(obj, "shape");
-    PyObject *strides = shape == NULL ? NULL : PyObject_CallMethod(obj, "stride", NULL);
-    PyObject *dtype = strides == NULL ? NULL : PyObject_GetAttrString(obj, "dtype");
-    PyObject *address = dtype == NULL ? NULL : PyObject_Call(data_ptr, no_args, NULL);
-    int       n_strides = 0;
-    bool      ok = address != NULL && tuple_to_int64(shape, a->shape, &a->n_dims) &&
-              tuple_to_int64(strides, a->stride_bytes, &n_strides) && n_strides == a->n_dims;
-    if (ok) {
-        a->item_bytes = int_of_call(obj, "element_size");
-        a->dtype = dtype_of_object(dtype);
-        a->data = PyLong_AsVoidPtr(address);
-        for (int i = 0; i < a->n_dims; i++) {
-            a->stride_bytes[i] *= a->item_bytes;
-        }
-    }
-    Py_XDECREF(address);
-    Py_XDECREF(dtype);
-    Py_XDECREF(strides);
-    Py_XDECREF(shape);
-    PyErr_Clear(); /* a sparse tensor has no data_ptr; whoever asks next names the argument */
-    return ok && a->dtype != DTYPE_NONE;
-}
-
-/* 1: done, 0: not a tensor of the plain kind, -1: exception set. */
-static int from_torch(array *a, PyObject *obj, PyObject *data_ptr)
-{
-    PyObject *is_cpu = PyObject_GetAttrString(obj, "is_cpu");
-    if (is_cpu == NULL) {
-        PyErr_Clear();
-        return 0;
-    }
-    bool on_cpu = is_cpu == Py_True;
-    Py_DECREF(is_cpu);
-    if (!on_cpu) {
-        raise_unsupported("%s: is not in host memory; torch.ops.pagedkv has operators for CUDA "
-                          "tensors", a->name);
-        return -1;
-    }
-    return torch_fields(a, obj, data_ptr) ? 1 : 0;
-}
-
-/* The ordinal of the CUDA device that a tensor is on, or -1. */
-static int64_t cuda_device_of(PyObject *obj)
-{
-    PyObject *is_cuda = PyObject_GetAttrString(obj, "is_cuda");
-    int64_t   device = is_cuda == Py_True ? int_of_call(obj, "get_device") : -1;
-    Py_XDECREF(is_cuda);
-    PyErr_Clear();
-    return device;
-}
-
-static void raise_elsewhere(const array *a, PyObject *obj, int32_t device)
-{
-    PyObject *where = PyObject_GetAttrString(obj, "device");
-    PyObject *text = where == NULL ? NULL : PyObject_Str(where);
-    PyObject *utf8 = text == NULL ? NULL : PyUnicode_AsUTF8String(text);
-    PyErr_Clear();
-    raise_invalid("%s: is on %.40s, not on cuda:%d", a->name,
-                  utf8 == NULL ? "no device" : PyBytes_AsString(utf8), (int)device);
-    Py_XDECREF(utf8);
-    Py_XDECREF(text);
-    Py_XDECREF(where);
-}
-
 /* ---- all of them ------------------------------------------------------------------ */
 
-static int try_all(array *a, PyObject *obj)
+/* 1: done, 0: cannot, -1: exception set. */
+static int from_others(array *a, PyObject *obj)
 {
-    PyObject *method = PyObject_GetAttrString(obj, "data_ptr");
+    PyObject *method = PyObject_GetAttrString(obj, "__dlpack__");
     int       got = 0;
-    if (method != NULL) {
-        got = from_torch(a, obj, method);
-        Py_DECREF(method);
-        if (got != 0) {
-            return got;
-        }
-    }
-    PyErr_Clear();
-    method = PyObject_GetAttrString(obj, "__dlpack__");
     if (method != NULL) {
         got = from_dlpack(a, method);
         Py_DECREF(method);
@@ -316,7 +235,7 @@ static int try_all(array *a, PyObject *obj)
     return got != 0 ? got : from_interface(a, obj);
 }
 
-static bool has_items(const array *a)
+bool array_has_items(const array *a)
 {
     for (int i = 0; i < a->n_dims; i++) {
         if (a->shape[i] == 0) {
@@ -329,40 +248,27 @@ static bool has_items(const array *a)
 bool array_open(array *out, PyObject *obj, const char *name, bool writable)
 {
     *out = (array){.name = name, .dtype = DTYPE_NONE};
-    int got = try_all(out, obj);
+    int  got = tensor_open(out, obj);
+    bool is_tensor = got == 1;
+    if (got == 0) {
+        got = from_others(out, obj);
+    }
     if (got < 0) {
         return false;
     }
     if (got == 0) {
-        return fail_open(out, "is no array: it has neither DLPack nor an array interface "
-                              "that says where its items lie");
+        return array_fail(out, "is no array: it has neither DLPack nor an array interface "
+                               "that says where its items lie");
     }
-    if (writable && (out->read_only || array_is_jax(obj))) {
+    if (writable && (out->read_only || (!is_tensor && array_is_jax(obj)))) {
         array_close(out);
-        return fail_open(out, "is read-only");
+        return array_fail(out, "is read-only");
     }
-    if (out->data == NULL && has_items(out)) {
+    if (out->data == NULL && array_has_items(out)) {
         array_close(out);
-        return fail_open(out, "has no memory: it was freed, or never had any");
+        return array_fail(out, "has no memory: it was freed, or never had any");
     }
     return true;
-}
-
-bool array_open_cuda(array *out, PyObject *obj, const char *name, int32_t device)
-{
-    *out = (array){.name = name, .dtype = DTYPE_NONE};
-    if (cuda_device_of(obj) != device) {
-        raise_elsewhere(out, obj, device);
-        return false;
-    }
-    PyObject *data_ptr = PyObject_GetAttrString(obj, "data_ptr");
-    bool      ok = data_ptr != NULL && torch_fields(out, obj, data_ptr);
-    Py_XDECREF(data_ptr);
-    PyErr_Clear();
-    if (!ok) {
-        return fail_open(out, "is no tensor with items in memory");
-    }
-    return out->data != NULL || !has_items(out) || fail_open(out, "has no memory: it was freed");
 }
 
 void array_close(array *a)

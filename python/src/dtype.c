@@ -19,12 +19,12 @@ static const known names[] = {
     {"uint32", DTYPE_ID(1, 32)},        {"uint64", DTYPE_ID(1, 64)},
     {"float16", DTYPE_ID(2, 16)},       {"float32", DTYPE_ID(2, 32)},
     {"float64", DTYPE_ID(2, 64)},       {"bfloat16", DTYPE_ID(4, 16)},
-    {"complex64", DTYPE_ID(5, 64)},     {"complex128", DTYPE_ID(5, 128)},
-    {"bool", DTYPE_ID(6, 8)},           {"float8_e3m4", DTYPE_ID(7, 8)},
-    {"float8_e4m3", DTYPE_ID(8, 8)},    {"float8_e4m3b11fnuz", DTYPE_ID(9, 8)},
-    {"float8_e4m3fn", DTYPE_ID(10, 8)}, {"float8_e4m3fnuz", DTYPE_ID(11, 8)},
-    {"float8_e5m2", DTYPE_ID(12, 8)},   {"float8_e5m2fnuz", DTYPE_ID(13, 8)},
-    {"float8_e8m0fnu", DTYPE_ID(14, 8)},
+    {"complex32", DTYPE_ID(5, 32)},     {"complex64", DTYPE_ID(5, 64)},
+    {"complex128", DTYPE_ID(5, 128)},   {"bool", DTYPE_ID(6, 8)},
+    {"float8_e3m4", DTYPE_ID(7, 8)},    {"float8_e4m3", DTYPE_ID(8, 8)},
+    {"float8_e4m3b11fnuz", DTYPE_ID(9, 8)}, {"float8_e4m3fn", DTYPE_ID(10, 8)},
+    {"float8_e4m3fnuz", DTYPE_ID(11, 8)}, {"float8_e5m2", DTYPE_ID(12, 8)},
+    {"float8_e5m2fnuz", DTYPE_ID(13, 8)}, {"float8_e8m0fnu", DTYPE_ID(14, 8)},
 };
 
 /* Guarded by the interpreter's lock. */
