@@ -20,6 +20,9 @@ def plan_slots(
     slots: Any, page_size: int, n_slots: int, max_slice_tokens: int, query_start_loc: Any,
     out: Any, /,
 ) -> int: ...
+def plan_blocks(
+    rows: Any, page_size: int, block_rows: int, n_rows: int, padding: int, out: Any, /,
+) -> int: ...
 def plan_step(
     computed: Any, scheduled: Any, block_table: Any, indptr: Any, indices: Any, page_size: int,
     n_pages: int, max_slice_tokens: int, max_num_reqs: int, max_num_batched_tokens: int,

@@ -94,6 +94,7 @@ PyObject *core_check_slices(PyObject *self, PyObject *const *args, Py_ssize_t n_
 PyObject *core_plan(PyObject *self, PyObject *args);
 PyObject *core_plan_bound(PyObject *self, PyObject *args);
 PyObject *core_plan_slots(PyObject *self, PyObject *args);
+PyObject *core_plan_blocks(PyObject *self, PyObject *const *args, Py_ssize_t n_args);
 PyObject *core_plan_step(PyObject *self, PyObject *args);
 PyObject *core_xla_handler(PyObject *self, PyObject *args);
 PyObject *core_xla_handler_cuda(PyObject *self, PyObject *args);

@@ -132,6 +132,7 @@ static PyMethodDef methods[] = {
     {"plan", core_plan, METH_VARARGS, NULL},
     {"plan_bound", core_plan_bound, METH_VARARGS, NULL},
     {"plan_slots", core_plan_slots, METH_VARARGS, NULL},
+    {"plan_blocks", FAST(core_plan_blocks), METH_FASTCALL, NULL},
     {"plan_step", core_plan_step, METH_VARARGS, NULL},
     {"token_bucket", token_bucket, METH_VARARGS, NULL},
     {"padded_num_reqs", padded_num_reqs, METH_VARARGS, NULL},

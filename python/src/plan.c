@@ -158,6 +158,19 @@ PyObject *core_plan_bound(PyObject *self, PyObject *args)
     return ok ? PyLong_FromLongLong(n) : NULL;
 }
 
+/* Slots of 32 or 64 bits; query_start_loc is p->indptr, if it was opened. */
+static pkv_status run_slots(plan_arrays *p, const array *slots, int64_t page_size,
+                            int64_t n_slots, int64_t max_len, pkv_error *err)
+{
+    const int32_t *loc = (const int32_t *)(void *)p->indptr.data;
+    const int64_t  n_requests = loc == NULL ? 0 : p->indptr.shape[0] - 1;
+    return array_is_int32(slots)
+               ? pkv_plan_slots_i32((const int32_t *)(void *)slots->data, slots->shape[0],
+                                    page_size, n_slots, max_len, loc, n_requests, &p->slices, err)
+               : pkv_plan_slots_i64((const int64_t *)(void *)slots->data, slots->shape[0],
+                                    page_size, n_slots, max_len, loc, n_requests, &p->slices, err);
+}
+
 /* plan_slots(slots, page_size, n_slots, max_len, query_start_loc | None, out) -> n */
 PyObject *core_plan_slots(PyObject *self, PyObject *args)
 {
@@ -174,15 +187,8 @@ PyObject *core_plan_slots(PyObject *self, PyObject *args)
               open_out(&p, out);
     if (ok) {
         pkv_error      err;
-        const int32_t *loc = (const int32_t *)(void *)p.indptr.data;
-        int64_t        n_requests = starts == Py_None ? 0 : p.indptr.shape[0] - 1;
         PyThreadState *held = PyEval_SaveThread();
-        pkv_status     status =
-            array_is_int32(&a)
-                    ? pkv_plan_slots_i32((const int32_t *)(void *)a.data, a.shape[0], page_size,
-                                         n_slots, max_len, loc, n_requests, &p.slices, &err)
-                    : pkv_plan_slots_i64((const int64_t *)(void *)a.data, a.shape[0], page_size,
-                                         n_slots, max_len, loc, n_requests, &p.slices, &err);
+        pkv_status     status = run_slots(&p, &a, page_size, n_slots, max_len, &err);
         PyEval_RestoreThread(held);
         if (status != PKV_OK) {
             raise_error(&err, NULL);
@@ -190,6 +196,68 @@ PyObject *core_plan_slots(PyObject *self, PyObject *args)
         }
     }
     array_close(&a);
+    close_plan(&p);
+    return ok ? PyLong_FromLong(p.n) : NULL;
+}
+
+/*
+ * From rows of blocks, of which the first page_size are a page's, to slots of the
+ * page.  Slices end with a page.  Those that begin at the padding's row are left out.
+ */
+static bool leave_blocks(pkv_slices *slices, int64_t page_size, int64_t block_rows,
+                         int64_t padding)
+{
+    int32_t kept = 0;
+    for (int32_t i = 0; i < *slices->num_slices; i++) {
+        const int64_t row = slices->kv_cache_start[i], offset = row % block_rows;
+        if (offset >= page_size) {
+            return false;
+        }
+        if (row != padding) {
+            slices->kv_cache_start[kept] = (int32_t)(row / block_rows * page_size + offset);
+            slices->new_kv_start[kept] = slices->new_kv_start[i];
+            slices->slice_len[kept++] = slices->slice_len[i];
+        }
+    }
+    *slices->num_slices = kept;
+    return true;
+}
+
+enum { BLOCKS_ROWS, BLOCKS_PAGE_SIZE, BLOCKS_BLOCK_ROWS, BLOCKS_N_ROWS, BLOCKS_PADDING, BLOCKS_OUT,
+       N_BLOCKS_ARGS };
+
+/* plan_blocks(rows, page_size, block_rows, n_rows, padding, out) -> n, or -1: outside the pages */
+PyObject *core_plan_blocks(PyObject *self, PyObject *const *args, Py_ssize_t n_args)
+{
+    (void)self;
+    if (n_args != N_BLOCKS_ARGS) {
+        PyErr_SetString(PyExc_TypeError, "plan_blocks() takes 6 arguments");
+        return NULL;
+    }
+    const int64_t page_size = PyLong_AsLongLong(args[BLOCKS_PAGE_SIZE]);
+    const int64_t block_rows = PyLong_AsLongLong(args[BLOCKS_BLOCK_ROWS]);
+    const int64_t n_rows = PyLong_AsLongLong(args[BLOCKS_N_ROWS]);
+    const int64_t padding = PyLong_AsLongLong(args[BLOCKS_PADDING]);
+    if (PyErr_Occurred()) {
+        return NULL;
+    }
+    if (page_size < 1 || block_rows < page_size || block_rows % page_size != 0) {
+        return raise_invalid("block_rows: is %lld, no multiple of a page's %lld",
+                             (long long)block_rows, (long long)page_size);
+    }
+    plan_arrays p = {0};
+    array       rows = {0};
+    pkv_error   err;
+    bool ok = array_open(&rows, args[BLOCKS_ROWS], "rows", false) &&
+              array_is_vector(&rows, true) && open_out(&p, args[BLOCKS_OUT]);
+    if (ok && run_slots(&p, &rows, page_size, n_rows, page_size, &err) != PKV_OK) {
+        raise_error(&err, NULL);
+        ok = false;
+    }
+    if (ok && !leave_blocks(&p.slices, page_size, block_rows, padding)) {
+        p.n = -1;
+    }
+    array_close(&rows);
     close_plan(&p);
     return ok ? PyLong_FromLong(p.n) : NULL;
 }

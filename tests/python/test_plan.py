@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from typing import Any
 
 import hypothesis.strategies as st
@@ -11,7 +12,7 @@ import pagedkv
 import pytest
 import torch
 from hypothesis import given, settings
-from pagedkv import sizing
+from pagedkv import InvalidError, RangeError, _core, sizing
 
 import model
 
@@ -180,6 +181,52 @@ def test_random_slot_mappings(seed: int, runs: list[int], size: int, longest: in
     want = model.plan_slots(slots, size, longest, starts or ())
     assert model.columns(got.slices, got.num_slices) == want, (seed, runs, size, longest)
     assert got.slices.shape == (3, len(want)) and got.num_tokens == len(slots)
+
+
+@settings(max_examples=100)
+@given(seed=st.integers(0, 2**32 - 1), runs=st.lists(st.integers(1, 30), max_size=6),
+       size=st.sampled_from([1, 4, 16]), pages=st.integers(1, 4), padding=st.integers(0, 5),
+       dtype=st.sampled_from([np.int32, np.int64]))
+def test_random_blocks(seed: int, runs: list[int], size: int, pages: int, padding: int,
+                       dtype: Any) -> None:
+    """Rows of blocks of several pages: the plan of their slots, less the padding."""
+    rng = np.random.default_rng(seed)
+    blocks, block_rows, trash = 64, pages * size, 3 * pages * size
+    slots = np.concatenate([np.arange(n) + 4 * size + rng.integers(0, 30 * size) for n in runs]
+                           + [np.zeros(0, np.int64)]).astype(np.int64) % (blocks * size)
+    slots = np.concatenate([slots, np.full(padding, 3 * size)])
+    rows = (slots // size * block_rows + slots % size).astype(dtype)
+    out = np.zeros((3, len(rows)), np.int32)
+    n = _core.plan_blocks(torch.from_numpy(rows), size, block_rows, blocks * block_rows, trash, out)
+    want = pagedkv.plan_slot_mapping(np.where(rows == trash, -1, slots), page_size=size)
+    assert out[:, :n].T.tolist() == want.slices.T.tolist()
+    if len(rows) and pages > 1:
+        rows[rng.integers(len(rows))] += size
+        assert _core.plan_blocks(rows, size, block_rows, blocks * block_rows, trash, out) == -1
+
+
+@pytest.mark.parametrize("arguments, kind, match", [
+    ((np.array([5]), 4, 6, 60, 0), InvalidError, "block_rows: is 6, no multiple"),
+    ((np.array([5]), 4, 0, 60, 0), InvalidError, "block_rows: is 0"),
+    ((np.array([5]), 0, 8, 60, 0), InvalidError, "block_rows"),
+    ((np.array([60]), 4, 8, 60, 0), RangeError, "outside the cache"),
+    ((np.array([-2]), 4, 8, 60, 0), RangeError, "below -1"),
+    ((np.array([0, 8, 16]), 4, 8, 60, 56), RangeError, "do not fit"),
+    ((np.array([5.0]), 4, 8, 60, 0), InvalidError, "rows: holds float64"),
+    ((np.array([[5]]), 4, 8, 60, 0), InvalidError, "rows: has 2 dimensions"),
+    (("5", 4, 8, 60, 0), InvalidError, "rows: is no array"),
+    ((np.array([5]), 4.0, 8, 60, 0), TypeError, "float"),
+    ((np.array([5]), 4, 8, 60), TypeError, "takes 6 arguments")])
+def test_bad_blocks(arguments: tuple[Any, ...], kind: type[Exception], match: str) -> None:
+    out = np.zeros((3, 2), np.int32)
+    arrays = [a for a in (*arguments, out) if isinstance(a, np.ndarray)]
+    before = [sys.getrefcount(a) for a in arrays]
+    for _ in range(3):
+        with pytest.raises(kind, match=match):
+            _core.plan_blocks(*arguments, out)
+    assert [sys.getrefcount(a) for a in arrays] == before
+    assert _core.plan_blocks(np.array([56, -1, 8]), 4, 8, 60, 56, out) == 1
+    assert out[:, 0].tolist() == [4, 2, 1]
 
 
 @given(seed=st.integers(0, 2**32 - 1), requests=REQUESTS, size=st.sampled_from([1, 4, 16]))
