@@ -1,6 +1,6 @@
 /*
- * PyTorch's tensors.  Since 2.10 their type has DLPack's table of C functions,
- * which takes a few percent of the time of six methods called from here.
+ * PyTorch's tensors.  In newer releases their type has DLPack's table of C
+ * functions, which takes a few percent of the time of six methods called from here.
  */
 #include "array.h"
 #include "dtype.h"

@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import gc
 import random
+import sys
+import weakref
 from collections.abc import Iterator
 from types import SimpleNamespace
 from typing import Any
@@ -517,8 +519,6 @@ def test_no_such_class(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
 
 
 def test_no_such_module(monkeypatch: pytest.MonkeyPatch) -> None:
-    import sys
-
     from transformers.generation import continuous_batching
 
     monkeypatch.setitem(sys.modules, cache_allocators.__name__, None)
@@ -662,19 +662,80 @@ def test_an_index_outside_the_layer(monkeypatch: pytest.MonkeyPatch) -> None:
     refused("outside the pages of its layer")
 
 
+def small_cache(layers: int) -> Any:
+    """An allocator of four blocks behind two reserved ones, its memory all zeros."""
+    allocator = full()(0, transformers.LlamaConfig(**SHAPE), 2, torch.float32, PAGE,
+                       list(range(layers)), True)
+    block = allocator.bytes_per_block
+    allocator.register_cache_tensor(block, 4 * block, torch.zeros(6 * block, dtype=torch.uint8),
+                                    cache_allocators.CachePool(4, 1))
+    return allocator
+
+
+NOTHING = torch.zeros(0, dtype=torch.int64)
+
+
 def test_layers_out_of_order() -> None:
     """A layer of a step that was never planned."""
-    allocator = full()(0, transformers.LlamaConfig(**SHAPE), 2, torch.float32, PAGE, [0, 1], True)
-    block = allocator.bytes_per_block
-    pool = cache_allocators.CachePool(4, 1)
-    allocator.register_cache_tensor(block, 4 * block, torch.zeros(6 * block, dtype=torch.uint8),
-                                    pool)
-    rows = torch.ones(3, 2, 16)
-    nothing, index = torch.zeros(0, dtype=torch.int64), torch.arange(3) + 8 * PAGE
+    allocator, rows = small_cache(2), torch.ones(3, 2, 16)
     with pytest.raises(pagedkv.UnsupportedError, match="layer 1 is not of the step"):
         with hook.patched():
-            allocator.update(rows, rows, 1, nothing, index)
+            allocator.update(rows, rows, 1, NOTHING, torch.arange(3) + 8 * PAGE)
     assert not allocator.cache_tensor.any()
+
+
+def test_a_plan_is_of_its_indices() -> None:
+    """The same memory in another object is the planned one; other memory is not, nor is what a
+    refused plan leaves behind."""
+    allocator, rows = small_cache(2), torch.ones(3, 2, 16)
+    index = torch.arange(3) + 2 * allocator.block_physical_stride
+    with hook.patched() as counts:
+        allocator.update(rows, rows, 0, NOTHING, index)
+        allocator.update(rows, rows, 1, NOTHING, index[:])
+        assert (counts.writes, counts.slices) == (2, 1)
+    with pytest.raises(pagedkv.UnsupportedError, match="layer 1 is not"), hook.patched():
+        allocator.update(rows, rows, 0, NOTHING, index)
+        allocator.update(rows, rows, 1, NOTHING, index.clone())
+    allocator.cache_tensor.zero_()
+    with pytest.raises(pagedkv.UnsupportedError, match="outside the pages"), hook.patched():
+        allocator.update(rows, rows, 0, NOTHING, index)
+        before = allocator.cache_tensor.clone()
+        index += PAGE
+        for layer, match in ((0, "outside the pages"), (1, "layer 1 is not")):
+            with pytest.raises(pagedkv.UnsupportedError, match=match):
+                allocator.update(rows, rows, layer, NOTHING, index)
+    assert torch.equal(allocator.cache_tensor, before) and before.any()
+
+
+def test_nothing_keeps_a_cache_alive() -> None:
+    """Not the hook that is still set, and no cycle that only the collector ends."""
+    allocator, rows = small_cache(2), torch.ones(3, 2, 16)
+    gc.disable()
+    try:
+        with hook.patched():
+            allocator.update(rows, rows, 0, NOTHING, torch.arange(3) + 8 * PAGE)
+            memory = weakref.ref(allocator.cache_tensor.untyped_storage())
+            dead = weakref.ref(allocator)
+            del allocator
+            assert dead() is None and memory() is None
+    finally:
+        gc.enable()
+
+
+def test_rows_are_let_go() -> None:
+    """New K and V belong to the engine again when its update is over, or was refused."""
+    allocator, rows = small_cache(1), torch.ones(3, 2, 16)
+    index = torch.arange(3) + 2 * allocator.block_physical_stride
+    before = sys.getrefcount(rows)
+    with pytest.raises(pagedkv.UnsupportedError), hook.patched():
+        allocator.update(rows, rows, 0, NOTHING, index)
+        assert sys.getrefcount(rows) == before
+        with pytest.raises(pagedkv.UnsupportedError):
+            allocator.update(rows.double(), rows, 0, NOTHING, index)
+        views = allocator.__dict__["_pagedkv_group"].layers[0].views
+        with pytest.raises(pagedkv.UnsupportedError, match="unexpected write of V"):
+            views[1].index_copy_(0, index, rows)
+    assert not any("pagedkv" in name for name in vars(allocator))
 
 
 def test_the_kernel_that_writes_itself() -> None:

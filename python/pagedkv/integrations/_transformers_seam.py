@@ -44,7 +44,7 @@ class Counts:
         plans: one for each group of layers and step.
         writes: one for each layer and step, K and V in one.
         tokens: rows of all writes, K and V counted once; the engine's padding included.
-        slices: of all plans; 0 on CUDA devices, which do not tell.
+        slices: of all plans, padding left out; 0 on CUDA devices, which do not tell.
         write_calls_of_engine: the engine's own writes that were replaced, two for each of writes.
         pools: with pool=True, the pools of the caches that were made.
     """

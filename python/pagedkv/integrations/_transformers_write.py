@@ -3,36 +3,27 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any, NoReturn
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from .. import _core
 from .._errors import InvalidError
-from .._update import READ_SOON
 from ._transformers_seam import Counts, refuse
 
-_Take = Callable[[str, int, Tensor, Tensor], None]
 Pair = tuple[Tensor, Tensor]  # K and V
 
 
 class _CacheView(Tensor):
     """The keys or the values of one layer, as the engine holds them, with their write taken over.
 
-    Reads go to the tensor itself. Only index_copy_ is known as a write: any other way is refused.
+    Reads go to the tensor itself. Only index_copy_ is known as a write, and each view has its
+    own: any other way is refused.
     """
 
     __torch_function__ = torch._C._disabled_torch_function_impl
-    plane: str
-    take: _Take
-
-    def index_copy_(  # type: ignore[override]
-        self, dim: int, index: Tensor, source: Tensor,
-    ) -> _CacheView:
-        self.take(self.plane, dim, index, source)
-        return self
 
 
 def _refuse_write(name: str) -> Callable[..., NoReturn]:
@@ -46,40 +37,47 @@ for _name in ("__setitem__", "copy_", "index_put_", "index_add_", "scatter_", "m
     setattr(_CacheView, _name, _refuse_write(_name))
 
 
-def _view(tensor: Tensor, plane: str, take: _Take) -> _CacheView:
+def _view(tensor: Tensor, write: Callable[[int, Tensor, Tensor], None]) -> _CacheView:
     view = tensor.as_subclass(_CacheView)
-    view.plane, view.take = plane, take
+    view.index_copy_ = write  # type: ignore[method-assign, assignment]
     return view
 
 
 class Layer:
     """One layer's cache, and the views of it that the engine is handed."""
 
-    def __init__(self, group: Group, rows: Pair, pages: Pair):
-        self.taker = Taker(group, rows, pages)
-        self.views = (_view(rows[0], "K", self.taker.take), _view(rows[1], "V", self.taker.take))
+    def __init__(self, rows: Pair, pages: Pair):
+        self.taker = taker = Taker(rows, pages)
+        self.views = (_view(rows[0], partial(taker.take, "K")),
+                      _view(rows[1], partial(taker.take, "V")))
 
 
 class Taker:
-    """Joins the engine's write of K and its write of V to one; holds no view, so no cycle."""
+    """Joins the engine's write of K and its write of V to one.
 
-    def __init__(self, group: Group, rows: Pair, pages: Pair):
-        self.group = group
+    Holds neither a view nor, between updates, the group: no cycle keeps a cache alive.
+    """
+
+    def __init__(self, rows: Pair, pages: Pair):
         self.rows = rows  # as the engine addresses them, [rows, H, D]
         self.pages = pages  # the same memory as [blocks, page_size, H, D]
-        self.expected: tuple[Tensor, Tensor, Tensor] | None = None
-        self.seen = ""
+        self.dtype = rows[0].dtype
+        self.expected: tuple[Group, Tensor, Tensor, Tensor] | None = None  # K, V, write index
+        self.missing = ""  # of "KV"
+
+    def expect(self, group: Group, key: Tensor, value: Tensor, write_index: Tensor) -> None:
+        self.expected = group, key, value, write_index
+        self.missing = "KV"
 
     def take(self, plane: str, dim: int, index: Tensor, source: Tensor) -> None:
-        if self.expected is None or plane in self.seen or dim != 0:
+        if self.expected is None or plane not in self.missing or dim != 0:
             refuse(f"an unexpected write of {plane}")
-        key, value, write_index = self.expected
+        group, key, value, write_index = self.expected
         if index is not write_index or source is not (key if plane == "K" else value):
             refuse(f"the engine changes the new {plane} or its index before the write")
-        self.seen += plane
-        self.group.counts.write_calls_of_engine += 1
-        if len(self.seen) == 1:  # both now: whatever the engine reads next, it finds written
-            self.group.write(self, key, value)
+        if self.missing == "KV":  # both now: whatever the engine reads next, it finds written
+            group.write(self, key, value)
+        self.missing = self.missing.replace(plane, "")
 
 
 class Group:
@@ -99,9 +97,10 @@ class Group:
         self.device = next(iter(self.layers.values())).views[0].device
         blocks = min(layer.taker.pages[0].shape[0] for layer in self.layers.values())
         self.num_slots, self.num_rows = blocks * self.page_size, blocks * self.block_rows
-        self.trash_slot = self.trash // self.block_rows * self.page_size
-        self.columns = np.zeros((3, 256), np.int32)
-        self.read_soon = False
+        self.columns = torch.zeros(3, 256, dtype=torch.int32)
+        self.flags = 0
+        self.tokens = 0
+        self.index: Tensor | None = None
         self.planned: Any = None
         self.status: Tensor | None = None
         if self.device.type == "cuda":
@@ -126,35 +125,33 @@ class Group:
         strides = (rows * row, row, key.stride(1), 1)
         pages = [torch.as_strided(t, (blocks, size, *tail), strides, t.storage_offset())
                  for t in (key, value)]
-        return Layer(self, (key, value), (pages[0], pages[1]))
+        return Layer((key, value), (pages[0], pages[1]))
 
     def begin_step(self, write_index: Tensor) -> None:
         self.counts.plans += 1
-        self.index = write_index
+        self.index = None  # until there is a plan
         self.tokens = len(write_index)
-        plan = self._plan_cuda if self.device.type == "cuda" else self._plan_cpu
+        plan = self._plan_cuda if self.status is not None else self._plan_cpu
         self.planned = plan(write_index)
+        self.index = write_index
+
+    def is_planned(self, write_index: Tensor) -> bool:
+        """Is it what was planned, if in another object?"""
+        return (self.index is not None and write_index.data_ptr() == self.index.data_ptr()
+                and write_index.shape == self.index.shape)
 
     def _plan_cpu(self, write_index: Tensor) -> tuple[Any, Any]:
-        """The engine's rows to slices, and these to pages. Padding goes nowhere.
+        """The engine's rows to slices of pages. Padding goes nowhere.
 
-        A page begins at a multiple of its size in the engine's rows too, so rows serve as slots,
-        and what is translated is slices, which are fewer. The extension is called directly and
-        arrays are kept: between two layers' work nothing of Python is in the processor's caches.
+        The extension is called directly and tensors are kept: between two layers' work nothing
+        of Python is in the processor's caches.
         """
-        tokens = len(write_index)
-        if tokens > self.columns.shape[1]:
-            self.columns = np.zeros((3, 2 * tokens), np.int32)
-        n = _core.plan_slots(write_index.numpy(), self.page_size, self.num_rows, self.page_size,
-                             None, self.columns)
-        starts = self.columns[0, :n]
-        block, offset = np.divmod(starts, self.block_rows)
-        if n and int(offset.max()) >= self.page_size:
+        if self.tokens > self.columns.shape[1]:
+            self.columns = torch.zeros(3, 2 * self.tokens, dtype=torch.int32)
+        n = _core.plan_blocks(write_index, self.page_size, self.block_rows, self.num_rows,
+                              self.trash, self.columns)
+        if n < 0:
             refuse("a write index lies outside the pages of its layer")
-        block *= self.page_size
-        np.add(block, offset, out=starts)
-        if (padding := starts == self.trash_slot).any():
-            self.columns[2, :n][padding] = 0  # an empty slice is nothing
         self.counts.slices += n
         return self.columns, n
 
@@ -177,14 +174,11 @@ class Group:
 
     def write(self, layer: Taker, key: Tensor, value: Tensor) -> None:
         key_pages, value_pages = layer.pages
-        if key.dtype != key_pages.dtype or value.dtype != value_pages.dtype:
-            refuse(f"new K and V of {key.dtype} for a cache of {key_pages.dtype}")
-        self.counts.writes += 1
-        self.counts.tokens += self.tokens
+        if key.dtype is not layer.dtype or value.dtype is not layer.dtype:
+            refuse(f"new K and V of {key.dtype} and {value.dtype} for a cache of {layer.dtype}")
         slices, n = self.planned
         if self.status is None:
-            _core.move(False, key, value, slices, key_pages, value_pages, n, None,
-                       READ_SOON if self.read_soon else 0)
+            _core.move(False, key, value, slices, key_pages, value_pages, n, None, self.flags)
         else:
             from ..torch import kv_cache_update_separate as update_cuda
 

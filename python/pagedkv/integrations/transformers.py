@@ -40,9 +40,12 @@ from typing import Any
 from torch import Tensor
 
 from .._errors import Error, InvalidError, UnsupportedError
+from .._update import READ_SOON
 from ._transformers_pages import WRAPPERS, Pages
 from ._transformers_seam import ALLOCATORS, Counts, pool_seam, refuse, write_seam
 from ._transformers_write import Group
+
+_GROUP = "_pagedkv_group"  # an allocator's own attribute while the hook is set
 
 __all__ = ["Counts", "check", "disable", "enable", "patched"]
 
@@ -97,44 +100,46 @@ class _Hook:
         for owner, name, original in reversed(self.saved):
             setattr(owner, name, original)
         self.saved.clear()
+        for allocator in list(self.groups):
+            delattr(allocator, _GROUP)
 
     def _group(self, allocator: Any) -> Group:
-        group = self.groups.get(allocator)
-        if group is None:
-            if type(allocator).__name__ not in ALLOCATORS:
-                refuse(f"has a cache of its own kind, {type(allocator).__name__}")
-            group = self.groups[allocator] = self.make_group(allocator, self.counts)
+        if type(allocator).__name__ not in ALLOCATORS:
+            refuse(f"has a cache of its own kind, {type(allocator).__name__}")
+        group = self.groups[allocator] = self.make_group(allocator, self.counts)
+        setattr(allocator, _GROUP, group)
         return group
 
     def _update(self, original: Callable[..., Any]) -> Callable[..., Any]:
-        hook = self
+        hook, counts = self, self.counts
 
         def update(self: Any, key_states: Tensor, value_states: Tensor, layer_idx: int,
                    read_index: Tensor, write_index: Tensor) -> Any:
             try:
-                group = hook._group(self)
-                layer = group.layers[layer_idx]
+                group = getattr(self, _GROUP, None) or hook._group(self)
                 # A step runs the layers in order, so the first one begins a step. Under a
                 # captured graph the plan is captured with it.
                 if layer_idx == group.first_layer:
+                    # With reads the engine reads the rows back as soon as they are there.
+                    group.flags = READ_SOON if read_index.numel() != 0 else 0
                     group.begin_step(write_index)
-                elif (group.planned is None or write_index.data_ptr() != group.index.data_ptr()
-                      or write_index.shape != group.index.shape):
+                elif write_index is not group.index and not group.is_planned(write_index):
                     refuse(f"layer {layer_idx} is not of the step that was planned")
-                # With reads in this step the engine reads the rows back as soon as they are there.
-                group.read_soon = read_index.numel() != 0
-                taker, views = layer.taker, self._kv_token_views
-                own = views[layer_idx]
-                taker.expected, taker.seen = (key_states, value_states, write_index), ""
+                layer, views = group.layers[layer_idx], self._kv_token_views
+                taker, own = layer.taker, views[layer_idx]
+                taker.expect(group, key_states, value_states, write_index)
                 views[layer_idx] = layer.views
                 try:
                     result = original(self, key_states, value_states, layer_idx, read_index,
                                       write_index)
+                    if taker.missing:
+                        refuse("an update did not write K and V once each")
                 finally:
                     views[layer_idx] = own
                     taker.expected = None
-                if len(taker.seen) != 2:
-                    refuse("an update did not write K and V once each")
+                counts.writes += 1
+                counts.write_calls_of_engine += 2
+                counts.tokens += group.tokens
                 return result
             except BaseException as error:
                 hook.error = hook.error or error
