@@ -424,7 +424,8 @@ def methods() -> list[Any]:
 
     base = vars(cache_allocators.CacheAllocator)
     return [cache.CachePool, *(base.get(name) for name in hook.WRAPPERS),
-            *(vars(getattr(cache_allocators, name))[method] for name in hook.ALLOCATORS
+            cache.PagedAttentionCache.update,
+            *(vars(allocator)[method] for allocator in (full(), sliding())
               for method in ("update", "get_cache_for_block_table"))]
 
 
@@ -497,6 +498,10 @@ def full() -> Any:
     return cache_allocators.FullAttentionCacheAllocator
 
 
+def sliding() -> Any:
+    return cache_allocators.SlidingAttentionCacheAllocator
+
+
 def test_another_signature(monkeypatch: pytest.MonkeyPatch) -> None:
     original = full().update
 
@@ -509,6 +514,14 @@ def test_another_signature(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(pagedkv.UnsupportedError, match="update takes"), hook.patched():
         pytest.fail("entered")
     assert full().update is update
+
+
+def test_another_signature_of_the_cache(monkeypatch: pytest.MonkeyPatch) -> None:
+    from transformers.generation.continuous_batching import cache
+
+    monkeypatch.setattr(cache.PagedAttentionCache, "update", lambda self, layer_idx: None)
+    with pytest.raises(pagedkv.UnsupportedError, match="PagedAttentionCache.update takes"):
+        hook.check()
 
 
 @pytest.mark.parametrize("name", ["FullAttentionCacheAllocator", "SlidingAttentionCacheAllocator"])
@@ -528,7 +541,7 @@ def test_no_such_module(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_methods_that_moved_to_the_base(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delattr(cache_allocators.SlidingAttentionCacheAllocator, "update")
+    monkeypatch.delattr(sliding(), "update")
     with pytest.raises(pagedkv.UnsupportedError, match="no method update of its own"):
         hook.check()
 
@@ -574,8 +587,11 @@ def test_another_attribute(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_an_allocator_of_another_kind(monkeypatch: pytest.MonkeyPatch) -> None:
     from transformers.generation.continuous_batching import cache
 
+    update = vars(full())["update"]
+
     class LatentCacheAllocator(full()):  # type: ignore[misc]
-        pass
+        def update(self, *arguments: Any) -> Any:
+            return update(self, *arguments)
 
     monkeypatch.setitem(cache.ATTN_TYPE_TO_ALLOCATOR, "full_attention", LatentCacheAllocator)
     refused("cache of its own kind, LatentCacheAllocator")
@@ -673,6 +689,26 @@ def small_cache(layers: int) -> Any:
 
 
 NOTHING = torch.zeros(0, dtype=torch.int64)
+
+
+def test_the_exception_of_the_block_is_the_one_that_leaves() -> None:
+    allocator, rows = small_cache(1), torch.ones(3, 2, 16)
+    with pytest.raises(KeyboardInterrupt), hook.patched():
+        with pytest.raises(TypeError):
+            allocator.update(rows, rows, 0, NOTHING, None)
+        raise KeyboardInterrupt
+    with pytest.raises(TypeError), hook.patched(), pytest.raises(TypeError):
+        allocator.update(rows, rows, 0, NOTHING, None)
+
+
+def test_what_the_pool_meets_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(self: Any, n: int, **_: int) -> list[int]:
+        raise RuntimeError("broken")
+
+    monkeypatch.setattr(pagedkv.pool.Pool, "alloc", broken)
+    with pytest.raises(RuntimeError, match="broken"), hook.patched(pool=True):
+        got = generate(model("llama"), prompts(1, 20))
+        assert not any(got.tokens.values()) and "broken" in got.errors[0]
 
 
 def test_layers_out_of_order() -> None:

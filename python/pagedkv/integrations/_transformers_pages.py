@@ -3,12 +3,26 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import wraps
 from typing import Any
 
 from torch import Tensor
 
 from ..pool import Pool
 from ._transformers_seam import Counts, refuse
+
+
+def _told(method: Callable[..., Any]) -> Callable[..., Any]:
+    """What the engine only logs, failing the requests, the hook raises again."""
+    @wraps(method)
+    def call(self: Pages, *arguments: Any, **options: Any) -> Any:
+        try:
+            return method(self, *arguments, **options)
+        except BaseException as error:
+            self.tell(error)
+            raise
+
+    return call
 
 
 class Pages:
@@ -20,8 +34,10 @@ class Pages:
 
     num_free_sectors = 0
 
-    def __init__(self, counts: Counts, num_sectors: int, num_reserved_sectors: int):
+    def __init__(self, counts: Counts, tell: Callable[[BaseException], None], num_sectors: int,
+                 num_reserved_sectors: int):
         self.counts = counts
+        self.tell = tell
         self.num_sectors = num_sectors
         self.num_reserved_sectors = num_reserved_sectors
         self.free_sectors: list[int] = []
@@ -30,6 +46,7 @@ class Pages:
         self.hash_to_block: dict[int, int] = {}
         self.page_size = 0
 
+    @_told
     def bind(self, allocator: Any) -> None:
         self.first = self.num_reserved_sectors * allocator.blocks_per_sector
         self.num_pages = self.num_sectors * allocator.blocks_per_sector
@@ -57,15 +74,18 @@ class Pages:
     def set_blocks_per_sector(self, index: int, blocks_per_sector: int) -> None:
         pass
 
+    @_told
     def allocate_sector(self, index: int) -> None:
         refuse("the engine asks for a sector that no free block needs")
 
     def try_to_free_sectors(self) -> None:
         pass
 
+    @_told
     def free_blocks(self, index: int, block_ids: list[int]) -> None:
         self.pool.free(self.pages(block_ids))
 
+    @_told
     def get_free_blocks(self, index: int, num_blocks: int) -> list[int]:
         return self.blocks(self.pool.alloc(num_blocks))
 
@@ -73,6 +93,7 @@ class Pages:
         counts = self.pool.counts()
         return counts.blank + counts.cached
 
+    @_told
     def publish(self, table: list[int], first: int, tokens: list[int]) -> None:
         """Blocks of a request from the first-th on are full. Of equal ones a single copy stays."""
         end = first + len(tokens) // self.page_size
@@ -87,9 +108,11 @@ class Pages:
 
     # What it calls on its ledger.
 
+    @_told
     def acquire(self, block_id: int) -> None:
         self.pool.share([block_id - self.first])
 
+    @_told
     def release(self, block_id: int, no_cache: bool = False) -> bool:
         """False: the page is where it belongs already."""
         page = [block_id - self.first]

@@ -13,6 +13,7 @@ from ..pool import Pool
 
 _WRITTEN_FOR = "5.24"
 _UPDATE = ["self", "key_states", "value_states", "layer_idx", "read_index", "write_index"]
+_CACHE_UPDATE = ["self", "key_states", "value_states", "layer_idx", "kwargs"]
 _TABLE = ["self", "layer_idx"]
 _POOL = {
     "__init__": ["self", "num_sectors", "num_allocators", "num_reserved_sectors"],
@@ -33,7 +34,7 @@ _BASE = {
     "acquire_prefix_blocks": ["self", "request_id", "prefix_len", "block_ids"],
     "fork_blocks": ["self", "source_request_id", "dest_request_id", "past_length"],
 }
-ALLOCATORS = ("FullAttentionCacheAllocator", "SlidingAttentionCacheAllocator")
+_ALLOCATORS = ("FullAttentionCacheAllocator", "SlidingAttentionCacheAllocator")
 
 
 @dataclass
@@ -86,10 +87,13 @@ def _class(module: Any, name: str, methods: dict[str, list[str]]) -> Any:
     return found
 
 
-def write_seam() -> list[type]:
-    """The engine's allocator classes, if they look as they must."""
+def write_seam() -> tuple[type, list[type]]:
+    """The engine's cache and its allocators' classes, if they look as they must."""
     methods = {"update": _UPDATE, "get_cache_for_block_table": _TABLE}
-    return [_class(_engine(), name, methods) for name in ALLOCATORS]
+    allocators = [_class(_engine(), name, methods) for name in _ALLOCATORS]
+    from transformers.generation.continuous_batching import cache
+
+    return _class(cache, "PagedAttentionCache", {"update": _CACHE_UPDATE}), allocators
 
 
 def pool_seam() -> tuple[Any, Any]:

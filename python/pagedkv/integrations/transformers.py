@@ -35,14 +35,14 @@ import threading
 import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, NoReturn
 
 from torch import Tensor
 
-from .._errors import Error, InvalidError, UnsupportedError
+from .._errors import InvalidError, UnsupportedError
 from .._update import READ_SOON
 from ._transformers_pages import WRAPPERS, Pages
-from ._transformers_seam import ALLOCATORS, Counts, pool_seam, refuse, write_seam
+from ._transformers_seam import Counts, pool_seam, refuse, write_seam
 from ._transformers_write import Group
 
 _GROUP = "_pagedkv_group"  # an allocator's own attribute while the hook is set
@@ -69,12 +69,14 @@ class _Hook:
         self.saved: list[tuple[Any, str, Any]] = []
 
     def set(self) -> None:
-        allocators = write_seam()
+        cache_class, allocators = write_seam()
         if self.with_pool:
             cache, base = pool_seam()
             for name, wrapper in WRAPPERS.items():
                 self._exchange(base, name, wrapper(vars(base)[name]))
             self._exchange(cache, "CachePool", self._cache_pool)
+        update = self._update_of_known(vars(cache_class)["update"], frozenset(allocators))
+        self._exchange(cache_class, "update", update)
         for allocator in allocators:
             original = vars(allocator)["update"]
             self._exchange(allocator, "update", self._update(original))
@@ -83,13 +85,20 @@ class _Hook:
     def _cache_pool(
         self, num_sectors: int, num_allocators: int, num_reserved_sectors: int = 2,
     ) -> Pages:
+        if num_allocators != 1:
+            self._refuse(f"the cache has {num_allocators} kinds of layers, whose pages differ in "
+                         "size: no pool for these, pass pool=False")
+        return Pages(self.counts, self.tell, num_sectors, num_reserved_sectors)
+
+    def tell(self, error: BaseException) -> None:
+        """In the engine's thread: it is raised again where the hook is taken back."""
+        self.error = self.error or error
+
+    def _refuse(self, what: str) -> NoReturn:
         try:
-            if num_allocators != 1:
-                refuse(f"the cache has {num_allocators} kinds of layers, whose pages differ in "
-                        "size: no pool for these, pass pool=False")
-            return Pages(self.counts, num_sectors, num_reserved_sectors)
+            refuse(what)
         except UnsupportedError as error:
-            self.error = self.error or error
+            self.tell(error)
             raise
 
     def _exchange(self, owner: Any, name: str, function: Any) -> None:
@@ -104,11 +113,23 @@ class _Hook:
             delattr(allocator, _GROUP)
 
     def _group(self, allocator: Any) -> Group:
-        if type(allocator).__name__ not in ALLOCATORS:
-            refuse(f"has a cache of its own kind, {type(allocator).__name__}")
         group = self.groups[allocator] = self.make_group(allocator, self.counts)
         setattr(allocator, _GROUP, group)
         return group
+
+    def _update_of_known(
+        self, original: Callable[..., Any], known: frozenset[type],
+    ) -> Callable[..., Any]:
+        hook = self
+
+        def update(self: Any, key_states: Tensor, value_states: Tensor, layer_idx: int,
+                   kwargs: dict[str, Any]) -> Any:
+            kind = type(self.layer_to_allocator[layer_idx])
+            if kind not in known:  # its update, if it has one of its own, is not the hook's
+                hook._refuse(f"has a cache of its own kind, {kind.__name__}")
+            return original(self, key_states, value_states, layer_idx, kwargs)
+
+        return update
 
     def _update(self, original: Callable[..., Any]) -> Callable[..., Any]:
         hook, counts = self, self.counts
@@ -142,7 +163,7 @@ class _Hook:
                 counts.tokens += group.tokens
                 return result
             except BaseException as error:
-                hook.error = hook.error or error
+                hook.tell(error)
                 raise
 
         return update
@@ -151,12 +172,8 @@ class _Hook:
         hook = self
 
         def get_cache_for_block_table(self: Any, layer_idx: int) -> Any:
-            try:
-                refuse("the attention kernel writes the cache itself (decode fast path); set "
-                        "max_blocks_per_request=0 in the ContinuousBatchingConfig")
-            except UnsupportedError as error:
-                hook.error = hook.error or error
-                raise
+            hook._refuse("the attention kernel writes the cache itself (decode fast path); set "
+                         "max_blocks_per_request=0 in the ContinuousBatchingConfig")
 
         return get_cache_for_block_table
 
@@ -218,7 +235,7 @@ def _patched(hook: _Hook) -> Iterator[Counts]:
     except BaseException:
         try:
             disable()
-        except Error:
+        except BaseException:
             pass  # the block's own exception is on its way
         raise
     disable()
