@@ -8,7 +8,6 @@ import html
 import json
 import os
 import re
-import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -620,12 +619,9 @@ def test_what_the_program_writes(folder: Folder) -> None:
 
 
 def chromium(*arguments: str) -> str:
-    names = ("chromium", "chromium-browser", "google-chrome")
-    found = next(filter(None, map(shutil.which, names)), None)
-    assert found is not None, "no chromium: `scripts/install-deps test` installs it"
     done = subprocess.run(
-        [found, "--headless", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage",
-         "--no-first-run", "--disable-extensions", *arguments],
+        [ROOT / "tests" / "python" / "browser.py", "--headless", "--no-sandbox", "--disable-gpu",
+         "--disable-dev-shm-usage", "--no-first-run", "--disable-extensions", *arguments],
         capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
     return done.stdout
