@@ -1,6 +1,7 @@
 """Tokens per second of transformers' continuous batching, with its cache written by pagedkv.
 
-    python bench/transformers_paired.py [--pairs 24] [--threads 1] [--dtype float32] [--json FILE]
+    python bench/transformers_paired.py [--pairs 24] [--threads 1] [--dtype float32] [--device cpu]
+        [--json FILE]
     python bench/transformers_paired.py --writes [--seconds 10] ...
 
 Models are built from a config with seeded weights. Every round runs the same requests once in
@@ -18,7 +19,8 @@ CPU time in place of the clock's: it suffers less from whatever else the machine
 that contains 1 shows no gain and no loss.
 
 Some rounds more are run with a clock around the write: the engine's two index_copy_ calls a layer,
-or pagedkv's plan a group and call a layer. They are not part of the rates.
+or pagedkv's plan a group and call a layer. They are not part of the rates. On a GPU the clock waits
+for the device before and after.
 
 --writes measures the engine's cache alone instead: its `update` for 8 layers with nothing to read,
 as often as fits in --seconds for each size, with and without the hook in shuffled rounds. Nothing
@@ -66,6 +68,13 @@ MODELS = {"Llama": llama, "Qwen3, 3 of 6 layers with a window of 128": qwen3}
 WORKLOADS = {"decode": ([16 + 2 * i for i in range(16)], 32), "prefill": ([300, 280, 260, 200], 4)}
 
 
+def now_ns() -> int:
+    """When what was asked of a device is done."""
+    if torch.cuda.is_initialized():
+        torch.cuda.synchronize()
+    return time.perf_counter_ns()
+
+
 class Removed(hook.Group):
     """No plan and no write."""
 
@@ -82,10 +91,10 @@ class TimedEngine(Removed):
     ns = 0
 
     def write(self, layer: Any, key: torch.Tensor, value: torch.Tensor) -> None:
-        start = time.perf_counter_ns()
+        start = now_ns()
         layer.rows[0].index_copy_(0, self.index, key)
         layer.rows[1].index_copy_(0, self.index, value)
-        TimedEngine.ns += time.perf_counter_ns() - start
+        TimedEngine.ns += now_ns() - start
 
 
 class TimedPagedkv(hook.Group):
@@ -93,16 +102,16 @@ class TimedPagedkv(hook.Group):
     plan_ns = 0
 
     def begin_step(self, write_index: torch.Tensor) -> None:
-        start = time.perf_counter_ns()
+        start = now_ns()
         super().begin_step(write_index)
-        spent = time.perf_counter_ns() - start
+        spent = now_ns() - start
         TimedPagedkv.ns += spent
         TimedPagedkv.plan_ns += spent
 
     def write(self, layer: Any, key: torch.Tensor, value: torch.Tensor) -> None:
-        start = time.perf_counter_ns()
+        start = now_ns()
         super().write(layer, key, value)
-        TimedPagedkv.ns += time.perf_counter_ns() - start
+        TimedPagedkv.ns += now_ns() - start
 
 
 ARMS: dict[str, Callable[[], Any]] = {
@@ -118,18 +127,19 @@ class Run:
     """One model, one workload, one cache."""
 
     def __init__(self, build: Callable[[], Any], lengths: list[int], new_tokens: int,
-                 dtype: torch.dtype):
+                 dtype: torch.dtype, device: str):
         torch.manual_seed(0)
         family, config = build()
-        self.model = family._from_config(config, attn_implementation="sdpa").eval().to(dtype)
+        self.model = family._from_config(config, attn_implementation="sdpa")
+        self.model.eval().to(device, dtype)
         rng = random.Random(1)
         self.requests = [[rng.randrange(VOCABULARY) for _ in range(n)] for n in lengths]
         self.new_tokens = new_tokens
         self.manager = self.model.init_continuous_batching(
             GenerationConfig(max_new_tokens=new_tokens, do_sample=False, eos_token_id=-1),
-            # Sharing would find the pages of the run before.
+            # Sharing would find the pages of the run before; a graph, write as it was captured.
             ContinuousBatchingConfig(num_blocks=24, max_batch_tokens=BUDGET,
-                                     allow_block_sharing=False))
+                                     allow_block_sharing=False, use_cuda_graph=False))
         self.manager.current_batch = 0  # a run may ask before the engine's thread says it
         self.manager.start()
 
@@ -164,7 +174,7 @@ def interval(ratios: list[float]) -> dict[str, float]:
 
 def measure(build: Callable[[], Any], workload: str, o: argparse.Namespace) -> dict[str, Any]:
     lengths, new_tokens = WORKLOADS[workload]
-    run = Run(build, lengths, new_tokens, getattr(torch, o.dtype))
+    run = Run(build, lengths, new_tokens, getattr(torch, o.dtype), o.device)
     try:
         return compare(run, workload, o)
     finally:
@@ -202,7 +212,8 @@ def compare(run: Run, workload: str, o: argparse.Namespace) -> dict[str, Any]:
     made = len(lengths) * new_tokens
     step_ns = statistics.median(seconds["engine"]) / steps * 1e9
     result = {
-        "workload": workload, "dtype": o.dtype, "threads": o.threads, "pairs": o.pairs,
+        "workload": workload, "dtype": o.dtype, "device": o.device, "threads": o.threads,
+        "pairs": o.pairs,
         "steps": steps, "prompt_tokens": sum(lengths), "new_tokens": made,
         "tokens_per_s": {n: made / statistics.median(s) for n, s in seconds.items()},
         "write_ns_per_step": {n: statistics.median(v) for n, v in inside.items()},
@@ -215,7 +226,9 @@ def compare(run: Run, workload: str, o: argparse.Namespace) -> dict[str, Any]:
     return result
 
 
-def write_step(tokens: int, decode: bool, dtype: torch.dtype) -> Callable[[], None]:
+def write_step(
+    tokens: int, decode: bool, dtype: torch.dtype, device: str,
+) -> Callable[[], None]:
     """The writes of a step of 8 layers with 8 KV heads of 128, by the engine's own allocator."""
     config = transformers.LlamaConfig(hidden_size=1024, num_attention_heads=8,
                                       num_key_value_heads=8, num_hidden_layers=8)
@@ -223,7 +236,7 @@ def write_step(tokens: int, decode: bool, dtype: torch.dtype) -> Callable[[], No
     allocator = cache_allocators.FullAttentionCacheAllocator(
         0, config, 8, dtype, page, list(range(layers)), False)
     block = allocator.bytes_per_block
-    memory = torch.zeros((pages + 2) * block, dtype=torch.uint8).fill_(1)  # touched
+    memory = torch.zeros((pages + 2) * block, dtype=torch.uint8, device=device).fill_(1)
     allocator.register_cache_tensor(block, pages * block, memory,
                                     cache_allocators.CachePool(pages, 1))
     order = random.sample(range(2, pages + 2), pages)
@@ -233,8 +246,9 @@ def write_step(tokens: int, decode: bool, dtype: torch.dtype) -> Callable[[], No
     else:
         allocator.block_table = {"0": order}
         index = allocator.get_write_indices("0", 3, tokens)
-    write_index, nothing = torch.tensor(index), torch.zeros(0, dtype=torch.int64)
-    rows = [torch.randn(1, tokens, 8, 128).to(dtype).squeeze(0) for _ in range(2)]
+    write_index = torch.tensor(index, device=device)
+    nothing = torch.zeros(0, dtype=torch.int64, device=device)
+    rows = [torch.randn(1, tokens, 8, 128).to(device, dtype).squeeze(0) for _ in range(2)]
 
     def step() -> None:
         for layer in range(layers):
@@ -246,20 +260,20 @@ def write_step(tokens: int, decode: bool, dtype: torch.dtype) -> Callable[[], No
 def measure_writes(o: argparse.Namespace) -> list[dict[str, Any]]:
     rows = []
     for tokens, decode in ((1, True), (16, True), (256, True), (64, False), (512, False)):
-        step = write_step(tokens, decode, getattr(torch, o.dtype))
+        step = write_step(tokens, decode, getattr(torch, o.dtype), o.device)
         times: dict[str, list[float]] = {"engine": [], "pagedkv": []}
         end = time.monotonic() + o.seconds
         while time.monotonic() < end or len(times["engine"]) < 10:
             for name in random.sample(list(times), 2):
                 with ARMS[name]():
                     step()
-                    start = time.perf_counter()
+                    start = now_ns()
                     for _ in range(5):
                         step()
-                    times[name].append((time.perf_counter() - start) / 5)
+                    times[name].append((now_ns() - start) / 5e9)
         rows.append({
             "tokens": tokens, "pattern": "decode" if decode else "prefill", "dtype": o.dtype,
-            "threads": o.threads, "rounds": len(times["engine"]),
+            "device": o.device, "threads": o.threads, "rounds": len(times["engine"]),
             "us": {n: statistics.median(t) * 1e6 for n, t in times.items()},
             "engine_over_pagedkv": interval(
                 [a / b for a, b in zip(times["engine"], times["pagedkv"], strict=True)])})
@@ -305,6 +319,7 @@ def main() -> int:
     parser.add_argument("--pairs", type=int, default=24, help="rounds of all arms (24)")
     parser.add_argument("--threads", type=int, default=1, help="threads of PyTorch and pagedkv (1)")
     parser.add_argument("--dtype", default="float32", choices=["float32", "bfloat16"])
+    parser.add_argument("--device", default="cpu", help="cpu, or cuda: untried (cpu)")
     parser.add_argument("--writes", action="store_true", help="the engine's cache alone")
     parser.add_argument("--seconds", type=float, default=10, help="with --writes, a size (10)")
     parser.add_argument("--json", help="also write the rows to this file")

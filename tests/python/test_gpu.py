@@ -323,3 +323,30 @@ def test_jax(dtype: str, n_layers: int) -> None:
             check_same(np.asarray(cache).view(np.uint8), raw, computed=computed, layer=i)
     assert step._cache_size() == 1
     assert {c.unsafe_buffer_pointer() for c in caches} == where
+
+
+# ---- transformers' continuous batching ------------------------------------------------------
+
+
+@pytest.mark.parametrize("graphs", [False, True])
+@pytest.mark.parametrize("pool", [False, True])
+@pytest.mark.parametrize("name", ["llama", "llama-window", "qwen3", "qwen3-window"])
+def test_transformers_same_tokens(cuda: Any, name: str, pool: bool, graphs: bool) -> None:
+    """The engine alone and under the hook; a graph that it captures plans and writes by itself."""
+    import test_transformers as engine
+    from pagedkv.integrations.transformers import patched
+
+    groups = engine.MODELS[name][1]
+    if pool and groups > 1:
+        return  # refused, as test_transformers.py shows
+    made, requests = engine.model(name, device=str(cuda)), engine.prompts(1, *engine.LENGTHS)
+    options = {"use_cuda_graph": graphs, "use_async_batching": graphs}
+    want = engine.generate(made, requests, **options)
+    with patched(pool=pool) as counts:
+        got = engine.generate(made, requests, **options)
+    assert want.errors == got.errors == [None] * len(requests)
+    assert (got.tokens, got.logprobs) == (want.tokens, want.logprobs)
+    assert counts.write_calls_of_engine == 2 * counts.writes > 0
+    if not graphs:
+        assert (counts.plans, counts.writes) == (groups * want.steps, engine.LAYERS * want.steps)
+        assert pool or got.cache == want.cache

@@ -41,7 +41,7 @@ MODELS: dict[str, tuple[Any, int]] = {
     "qwen2-window": (lambda: (transformers.Qwen2ForCausalLM, transformers.Qwen2Config(
         **SHAPE, **WINDOWS)), 2),
 }
-_models: dict[tuple[str, str, torch.dtype], Any] = {}
+_models: dict[tuple[str, str, torch.dtype, str], Any] = {}
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -57,13 +57,15 @@ def quick() -> Iterator[None]:
     _models.clear()
 
 
-def model(name: str, attention: str = "sdpa", dtype: torch.dtype = torch.float32) -> Any:
-    key = name, attention, dtype
+def model(
+    name: str, attention: str = "sdpa", dtype: torch.dtype = torch.float32, device: str = "cpu",
+) -> Any:
+    key = name, attention, dtype, device
     if key not in _models:
         torch.manual_seed(0)
         family, config = MODELS[name][0]()
         made = family._from_config(config, attn_implementation=attention)
-        _models[key] = made.eval().to(dtype)
+        _models[key] = made.eval().to(device, dtype)
     return _models[key]
 
 
@@ -104,7 +106,7 @@ def generate(
         if processor is not None:
             # Two sectors at the front are what padding is read from and what it is put in.
             sector = processor.cache.bytes_per_sector
-            memory = processor.cache.cache_tensor.numpy()
+            memory = processor.cache.cache_tensor.cpu().numpy()
             kept, padding = memory[2 * sector:].tobytes(), memory[:2 * sector].tobytes()
     finally:
         manager.stop(block=True)
