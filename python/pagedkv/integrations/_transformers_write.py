@@ -97,7 +97,7 @@ class Group:
         self.device = next(iter(self.layers.values())).views[0].device
         blocks = min(layer.taker.pages[0].shape[0] for layer in self.layers.values())
         self.num_slots, self.num_rows = blocks * self.page_size, blocks * self.block_rows
-        self.columns = torch.zeros(3, 256, dtype=torch.int32)
+        self._make_room(256)
         self.flags = 0
         self.tokens = 0
         self.index: Tensor | None = None
@@ -130,7 +130,7 @@ class Group:
     def begin_step(self, write_index: Tensor) -> None:
         self.counts.plans += 1
         self.index = None  # until there is a plan
-        self.tokens = len(write_index)
+        self.tokens = write_index.numel()  # len() of a tensor is Python
         plan = self._plan_cuda if self.status is not None else self._plan_cpu
         self.planned = plan(write_index)
         self.index = write_index
@@ -140,14 +140,18 @@ class Group:
         return (self.index is not None and write_index.data_ptr() == self.index.data_ptr()
                 and write_index.shape == self.index.shape)
 
+    def _make_room(self, tokens: int) -> None:
+        self.capacity = tokens
+        self.columns = torch.zeros(3, tokens, dtype=torch.int32)
+
     def _plan_cpu(self, write_index: Tensor) -> tuple[Any, Any]:
         """The engine's rows to slices of pages. Padding goes nowhere.
 
         The extension is called directly and tensors are kept: between two layers' work nothing
         of Python is in the processor's caches.
         """
-        if self.tokens > self.columns.shape[1]:
-            self.columns = torch.zeros(3, 2 * self.tokens, dtype=torch.int32)
+        if self.tokens > self.capacity:
+            self._make_room(2 * self.tokens)
         n = _core.plan_blocks(write_index, self.page_size, self.block_rows, self.num_rows,
                               self.trash, self.columns)
         if n < 0:
