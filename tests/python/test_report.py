@@ -403,8 +403,12 @@ BAD_FILES: dict[str, tuple[object, str]] = {
     "cut short": (json.dumps(RUN)[:900], "cut short"),
     "not JSON": ('{"steps": 1,\n "x" 2}', "line 2: not JSON"),
     "no number": ('{"steps": NaN}', "NaN is no number"),
+    "two documents": (json.dumps(RUN) + "{}", "line 1: something stands behind"),
+    "something behind it": (json.dumps(RUN, indent=1) + "\nx", r"line \d+: something .* behind"),
     "deep": ("[" * 100000 + "]" * 100000, "nested too deeply|not"),
     "long number": ('{"steps": ' + "9" * 9999 + "}", "not JSON"),
+    "a number beyond all": (edit(RUN, "limit_fraction", to=10**400), "is not a number"),
+    "a row beyond all": (edit(bench_of(), 1, "ns_median", to=10**400), 'row 2: "ns_median" is not'),
     "another JSON": ({"name": "x", "version": 2}, "not the JSON of pagedkv"),
     "a number": ("7", "not the JSON of pagedkv"),
     "a plan": ({"slices": [[0, 0, 1]], "num_slices": 1}, "not the JSON of pagedkv"),
@@ -416,6 +420,7 @@ BAD_FILES: dict[str, tuple[object, str]] = {
     "no steps": (run_of({"columns": {name: [] for name in SERIES["columns"]}}), "no steps"),
     "below 0": (edit(RUN, "pages_peak", to=-1), '"pages_peak" is not a count'),
     "no count": (edit(RUN, "pages_peak", to=True), '"pages_peak" is not a count'),
+    "more than the pool": (edit(RUN, "pages_peak", to=129), '"pages_peak" is more than "num_pages"'),
     "wrong sum": (edit(RUN, "slices_exact", to=1), '"slices_exact" is not the sum'),
     "half a kind": (edit(RUN, "with_prefill", to=[]), "with_prefill: an object"),
     "newer info": ({**INFO, "version": NEWER}, f"written by pagedkv {NEWER}"),
@@ -441,6 +446,16 @@ BAD_SERIES: dict[str, tuple[object, str]] = {
     "a point without steps": (edit(SERIES, "columns", "steps", 2, to=0), "a point without steps"),
     "more decode than all": (edit(SERIES, "columns", "decode_only_tokens", 1, to=10**6),
                              'more than "tokens"'),
+    "more than the pool": (edit(SERIES, "columns", "pages_used", 1, to=129),
+                           r'"pages_used" is 129 in 1 steps, more than the run\'s "num_pages", 128'),
+    "more cached than the pool": (edit(SERIES, "columns", "pages_cached", 1, to=129),
+                                  r'"pages_cached" is 129 in 1 steps'),
+    "more requests than may": (edit(SERIES, "columns", "running", 1, to=257),
+                               r'"running" is 257 in 1 steps, more than the run\'s "max_num_reqs"'),
+    "more shared than used": (edit(SERIES, "columns", "pages_shared", 1, to=100),
+                              '"pages_shared" is more than "pages_used"'),
+    "a point too long": (edit(SERIES, "columns", "steps", 2, to=2), "a point of 2 steps, where 1"),
+    "points too long": ({**SERIES, "steps_per_point": 1 << 62}, '"steps_per_point" is 46.*, more'),
     "points cut off": (series_of(5), 'not the whole series of this run: "steps" adds up to 5'),
     "another run's": (edit(SERIES, "columns", "slices_merged", 0, to=1), "not the whole series"),
 }
@@ -477,7 +492,10 @@ def test_bad_series(folder: Folder, capsys: pytest.CaptureFixture[str], name: st
 
 def test_files_that_cannot_be_read(folder: Folder, capsys: pytest.CaptureFixture[str]) -> None:
     run = folder.write("run.json", {**RUN, "series": "gone.json"})
-    check_refused(folder, [run], 'its series "gone.json" is neither', run, capsys)
+    check_refused(folder, [run], 'its series "gone.json" is no file beside', run, capsys)
+    for named in ("", ".", "..", "/", "a\0b"):
+        run = folder.write("run.json", {**RUN, "series": named})
+        check_refused(folder, [run], 'its series "[^"]*" is no file', run, capsys)
     check_refused(folder, [str(folder.path)], "directory", str(folder.path), capsys)
     gone = str(folder.path / "gone.json")
     check_refused(folder, [gone], "No such file", gone, capsys)

@@ -80,6 +80,7 @@ class Kind:
 class Series:
     """Sums over steps_per_point steps a point."""
 
+    path: Path
     steps_per_point: int
     columns: Mapping[str, Sequence[int]]
 
@@ -209,8 +210,9 @@ def _is_count(value: object) -> bool:
 
 
 def _is_number(value: object) -> bool:
-    return (isinstance(value, (int, float)) and not isinstance(value, bool)
-            and math.isfinite(value) and 0 <= value < _LARGEST_NUMBER)
+    # A whole number can be too large for a float, which math.isfinite would make of it.
+    return _is_count(value) or (
+        isinstance(value, float) and math.isfinite(value) and 0 <= value < _LARGEST_NUMBER)
 
 
 # ---- files --------------------------------------------------------------------------------
@@ -239,6 +241,9 @@ def _load(path: Path) -> object:
     try:
         return json.loads(text, parse_constant=_refuse_constant)
     except json.JSONDecodeError as error:
+        if error.msg == "Extra data":
+            raise InputError(path, f"line {error.lineno}: something stands behind the end of the "
+                                   "JSON") from error
         whole = text.strip()
         closing = {"{": "}", "[": "]"}.get(whole[0], whole[-1])
         if whole[-1] != closing or error.pos >= len(text.rstrip()):
@@ -274,11 +279,11 @@ def _find_series(run: Path, named: str) -> Path:
     recorded = Path(named)
     for place in (run.parent / recorded, recorded, run.parent / recorded.name):
         try:
-            if place.exists():
+            if place.exists() and not place.is_dir():
                 return place
         except (OSError, ValueError):
             continue
-    raise InputError(run, f'its series "{printable(named)}" is neither beside it nor in the '
+    raise InputError(run, f'its series "{printable(named)}" is no file beside it or in the '
                           "working directory")
 
 
@@ -307,7 +312,13 @@ def _read_series(path: Path) -> Series:
         table.fail("they have different lengths: cut short")
     if min(columns["steps"], default=0) < 1 or steps_per_point < 1:
         table.fail("a point without steps")
-    series = Series(steps_per_point, columns)
+    # Points hold more than a step only when there are many: never more than all steps.
+    for steps in columns["steps"]:
+        if steps > steps_per_point:
+            table.fail(f"a point of {steps} steps, where {steps_per_point} are the most")
+    if steps_per_point > sum(columns["steps"]):
+        top.fail(f'"steps_per_point" is {steps_per_point}, more than all steps')
+    series = Series(path, steps_per_point, columns)
     for name in ("steps", *_DECODE_COLUMNS):
         whole = name.removeprefix("decode_only_")
         part = columns.get("decode_only_steps" if name == "steps" else name, [])
@@ -316,8 +327,21 @@ def _read_series(path: Path) -> Series:
     return series
 
 
-def _check_series(path: Path, series: Series, counts: Mapping[str, int],
-                  kinds: Mapping[str, Kind]) -> None:
+def _check_most(series: Series, num_pages: int, max_num_reqs: int) -> None:
+    """No step has more pages than the pool or more requests than it may."""
+    columns = series.columns
+    for name, most, what in (("pages_used", num_pages, '"num_pages"'),
+                             ("pages_cached", num_pages, '"num_pages"'),
+                             ("running", max_num_reqs, '"max_num_reqs"')):
+        for value, steps in zip(columns.get(name, ()), columns["steps"]):
+            if value > most * steps:
+                raise InputError(series.path, f'columns: "{name}" is {value} in {steps} steps, '
+                                              f"more than the run's {what}, {most}")
+    if any(s > u for s, u in zip(columns.get("pages_shared", ()), columns["pages_used"])):
+        raise InputError(series.path, 'columns: "pages_shared" is more than "pages_used"')
+
+
+def _check_series(series: Series, counts: Mapping[str, int], kinds: Mapping[str, Kind]) -> None:
     """A series that was cut, or is another run's, does not add up to the run's counts."""
     both = kinds.values()
     wanted = {"steps": counts["steps"], "decode_only_steps": kinds["decode_only"].steps,
@@ -336,8 +360,8 @@ def _check_series(path: Path, series: Series, counts: Mapping[str, int],
     for name, total in wanted.items():
         found = sum(series.columns[name])
         if found != total:
-            raise InputError(path, f'not the whole series of this run: "{name}" adds up to '
-                                   f"{found}, the run has {total}")
+            raise InputError(series.path, f'not the whole series of this run: "{name}" adds up '
+                                          f"to {found}, the run has {total}")
 
 
 # ---- the program's outputs ----------------------------------------------------------------
@@ -359,6 +383,9 @@ def _read_replay(path: Path, name: str, value: object) -> Replay:
     counts = {field: fields.count(field) for field in _COUNTS}
     if counts["steps"] == 0:
         fields.fail("a run with no steps: there is nothing to show")
+    for field in ("pages_peak", "pages_cached", "largest_extent_pages"):
+        if counts[field] > options.count("num_pages"):
+            fields.fail(f'"{field}" is more than "num_pages"')
     kinds = {kind: _read_kind(path, fields.get(kind), kind) for kind in KINDS}
     parts = {"steps": [kind.steps for kind in kinds.values()]}
     for field in _BY_WAY:
@@ -370,9 +397,9 @@ def _read_replay(path: Path, name: str, value: object) -> Replay:
     trace = options.optional("trace", str)
     series = None
     if fields.get("series") is not None:
-        series_path = _find_series(path, str(fields.optional("series", str)))
-        series = _read_series(series_path)
-        _check_series(series_path, series, counts, kinds)
+        series = _read_series(_find_series(path, str(fields.optional("series", str))))
+        _check_series(series, counts, kinds)
+        _check_most(series, options.count("num_pages"), options.count("max_num_reqs"))
     return Replay(
         name, counts,
         {"trace": Path(trace).name if trace else "synthetic chat",
