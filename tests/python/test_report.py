@@ -515,6 +515,15 @@ def test_outputs_that_cannot_be_written(folder: Folder, monkeypatch: pytest.Monk
     check_refused(folder, [run], "directory", str(folder.path), capsys, ".")
     check_refused(folder, [run], "it is an input", run, capsys, "run.json")
 
+    full_run = folder.write_run("full")
+    series = folder.path / "full.series.json"
+    (folder.path / "link.json").symlink_to("full.series.json")
+    os.link(series, folder.path / "hard.json")
+    folder.write("there/x", "")
+    for name in ("full.series.json", "link.json", "hard.json", "there/../full.series.json"):
+        check_refused(folder, [full_run], "it is the series of full, and would be replaced",
+                      str(folder.path / name), capsys, name)
+
     def full(self: Path, target: Path) -> Path:
         raise OSError(28, "No space left on device")
 

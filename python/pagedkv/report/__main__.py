@@ -7,11 +7,11 @@ import contextlib
 import logging
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import NoReturn
 
-from ._read import InputError, printable, read
+from ._read import InputError, Replay, printable, read
 
 _PROGRAM = "pagedkv.report"
 
@@ -55,6 +55,26 @@ def _names(paths: Sequence[str]) -> list[str]:
     return names
 
 
+def _same(output: str, path: str | os.PathLike[str]) -> bool:
+    """Are they one file, by whatever names or links?"""
+    try:
+        return os.path.samefile(output, path)
+    except (OSError, ValueError):  # one of them is not there
+        return False
+
+
+def _what_is_lost(output: str, inputs: Iterable[str], found: Iterable[object]) -> str | None:
+    """The page must never take the place of what it was made of."""
+    if output == "-":
+        return None
+    if any(_same(output, path) for path in inputs):
+        return "it is an input, and would be replaced"
+    for one in found:
+        if isinstance(one, Replay) and one.series is not None and _same(output, one.series.path):
+            return f"it is the series of {one.name}, and would be replaced"
+    return None
+
+
 def _write(output: str, page: str) -> None:
     """Beside its place and renamed: what was there stays until the page is whole."""
     place = Path(output).resolve()
@@ -81,12 +101,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _fail("the plots need matplotlib: pip install 'pagedkv[report]'")
     from ._page import make_page
 
-    if options.output != "-" and any(
-            os.path.realpath(options.output) == os.path.realpath(path) for path in options.inputs):
-        return _fail(f"{printable(options.output)}: it is an input, and would be replaced")
     try:
-        page = make_page([read(path, name) for path, name in
-                          zip(options.inputs, _names(options.inputs), strict=True)])
+        found = [read(path, name) for path, name in
+                 zip(options.inputs, _names(options.inputs), strict=True)]
+        if lost := _what_is_lost(options.output, options.inputs, found):
+            return _fail(f"{printable(options.output)}: {lost}")
+        page = make_page(found)
     except InputError as error:
         return _fail(str(error))
     try:
