@@ -198,7 +198,6 @@ def test_curves_are_those_of_the_series(folder: Folder) -> None:
         return [v / unit for v, w in zip(columns[name], wanted, strict=True) if w]
 
     for way in WAYS:
-        assert curves_of(drawn["Slices, all steps"])[way] == columns[f"slices_{way}"]
         for kind, wanted in (("that only decode", decode), ("with prefill", prefill)):
             slices, time = drawn[f"Slices, steps {kind}"], drawn[f"Time, steps {kind}"]
             assert curves_of(slices)[way] == of(f"slices_{way}", wanted)
@@ -206,7 +205,7 @@ def test_curves_are_those_of_the_series(folder: Folder) -> None:
     for way in ("static", "merged"):
         ratios = [a / b for a, b, w in zip(columns[f"update_ns_{way}"], columns["update_ns_exact"],
                                            prefill, strict=True) if w]
-        found = drawn["Against exact, step by step"]["ratios"][f"with prefill, {way}"]
+        found = drawn["Time against exact"]["ratios"][f"with prefill, {way}"]
         assert found[1] == median(ratios)
     assert curves_of(drawn["Pages of the pool"]) == {
         "used": columns["pages_used"], "cached": columns["pages_cached"]}
@@ -226,17 +225,22 @@ def test_kinds_are_told_apart_where_the_series_can(folder: Folder, full: bool) -
     page = folder.page(folder.write("run.json", run))
     titles = re.findall(r"<figcaption>(.*?)<", page)
     assert ("Slices, steps with prefill" in titles) == full
+    assert ("Slices, all steps" in titles) == (not full)
+    assert "point by point, each the sum of up to 2 steps" in page or not full
     assert ("100.0 % of the steps are in neither" in page) == (not full)
     assert ("does not tell shared and cached" in page) == (not full)
-    rows = table_of(page, "main figures run")
+    rows = table_of(page, "main figures")
     assert rows["decode only, static"][1] == "16.0"  # the average is known in any case
     assert rows["decode only, static"][2] == ("16.0" if full else "–")
     assert rows["with prefill, static"][1] == "72.0"
 
 
 def test_many_points_become_medians(folder: Folder) -> None:
-    series = series_of(1000)
-    drawn = drawn_of(folder.page(folder.write_run("run", series)))
+    whole = series_of(1000)
+    series = series_of(1000, full=False)
+    folder.write("s.json", series)
+    run = {**run_of(series, whole), "series": "s.json"}
+    drawn = drawn_of(folder.page(folder.write("run.json", run)))
     curve = drawn["Slices, all steps"]["curves"][1]
     columns = series["columns"]
     assert curve["name"] == "exact"
@@ -248,6 +252,8 @@ def test_many_points_become_medians(folder: Folder) -> None:
 def test_the_picture_has_the_heights_of_the_values(folder: Folder) -> None:
     series = series_of(20)
     page = folder.page(folder.write_run("run", series))
+    # Each number of the ratios stands on paper, over the line at 1.
+    assert svg_of(page, "Time against exact").count("var(--paper)") == 4
     svg = svg_of(page, "Pages of the pool")
     used = series["columns"]["pages_used"]
     ys = heights(svg, "used")
@@ -262,7 +268,7 @@ def test_main_figures(folder: Folder) -> None:
     run = run_of(series)
     page = folder.page(folder.write_run("run", series))
     part = run["with_prefill"]
-    row = table_of(page, "main figures run")["with prefill, merged"]
+    row = table_of(page, "main figures")["with prefill, merged"]
     ns = [n for n, d in zip(series["columns"]["update_ns_merged"],
                             series["columns"]["decode_only_steps"], strict=True) if d == 0]
     rate = median(8192 * 640 / n for n in ns)
@@ -272,8 +278,8 @@ def test_main_figures(folder: Folder) -> None:
     facts = table_of(page, "what was run")
     assert facts["Trace"] == ["chat <b> $x$ trace.csv (azure)"]
     assert facts["Requests"] == ["40 of 40 finished"]
-    assert facts["Run with"] == ["2 threads, avx2, huge pages, CPU"]
-    rates = drawn_of(page)["Rates"]
+    assert facts["Run with"] == ["2 threads, avx2, memory in huge pages, CPU"]
+    rates = drawn_of(page)["Rates beside the copy limit"]
     assert rates["copy_limit_bytes_per_s"] == 3.1e10
     assert rates["bytes_per_s"]["with_prefill merged"] == pytest.approx(rate * 1e9)
     assert "Empty slices move no bytes" in page
@@ -283,7 +289,7 @@ def test_main_figures(folder: Folder) -> None:
 def test_without_a_series(folder: Folder) -> None:
     run = run_of(series_of(12))
     page = folder.page(folder.write("run.json", run))
-    rates = drawn_of(page)["Rates"]["bytes_per_s"]
+    rates = drawn_of(page)["Rates beside the copy limit"]["bytes_per_s"]
     assert rates["decode_only exact"] == run["decode_only"]["update_bytes_per_s_exact"]
     assert "no time series" in page
     assert table_of(page, "pages")["evicted"] == [str(run["evictions"])]
@@ -302,8 +308,7 @@ def test_bench(folder: Folder) -> None:
     assert list(panel["limit_fraction"].values()) == [row["limit_fraction"] for row in mine]
     assert list(panel["pattern_fraction"].values()) == [1.25] * len(mine)
     assert list(panel["limit_fraction"])[:2] == [
-        "decode 64 tok combined", "decode 1024 tok combined"]
-    assert page.count("<td>update</td>") == len(mine)
+        "decode 64 tok combined", "decode 1,024 tok combined"]
     assert table_of(page, "machine")["Machine"] == ["A processor & more"]
 
 
@@ -312,19 +317,108 @@ def test_two_runs_side_by_side(folder: Folder) -> None:
     page = folder.page(folder.write_run("a", first), folder.write_run("b", second),
                        folder.write("x.json", bench_of()), folder.write("y.json", bench_of(2)))
     drawn = drawn_of(page)
-    assert curves_of(drawn["Slices, all steps: a"])["exact"] == first["columns"]["slices_exact"]
-    assert curves_of(drawn["Slices, all steps: b"])["exact"] == second["columns"]["slices_exact"]
+    for name, series in (("a", first), ("b", second)):
+        columns = series["columns"]
+        assert curves_of(drawn[f"Slices, steps with prefill: {name}"])["exact"] == [
+            n for n, d in zip(columns["slices_exact"], columns["decode_only_steps"], strict=True)
+            if d == 0]
 
     def ticks(title: str) -> list[str]:
         return re.findall(r"<text[^>]*>(.*?)</text>", svg_of(page, title))
 
-    assert ticks("Slices, all steps: a") == ticks("Slices, all steps: b")
+    same_axes = "Slices, steps with prefill: "
+    assert ticks(same_axes + "a") == ticks(same_axes + "b")
     rows = table_of(page, "differences")
     assert rows["steps"] == ["30", "20", "-33.3 %"]
     assert rows["requests finished"] == ["40", "40", "same"]
-    assert table_of(page, "bench differences")["update"][-1] == "+100.0 %"
+    differing = table_of(page, "bench differences")
+    assert differing["decode 64 tok combined"][-1] == "+100.0 %"
     assert drawn["update: y"]["pattern_fraction"]["decode 64 tok combined"] == 2.5
     assert "The runs were told the same." in page
+
+
+def test_what_is_compared_is_what_the_tables_say(folder: Folder) -> None:
+    """Parts of the limit are medians of a kind of step, as beside them: no average over all."""
+    page = folder.page(folder.write_run("a", series_of(30), limit_fraction=0.123),
+                       folder.write_run("b", series_of(20)), folder.write("c.json", RUN))
+    rows = table_of(page, "differences")
+    for name, at in (("a", 0), ("b", 1)):
+        alone = table_of(folder.page(str(folder.path / f"{name}.json")), "main figures")
+        for kind in ("decode only", "with prefill"):
+            for way in WAYS:
+                assert rows[f"median part of the limit, {kind}, {way}"][at] == (
+                    alone[f"{kind}, {way}"][-1])
+                assert rows[f"median time a step, {kind}, {way}"][at] == alone[f"{kind}, {way}"][4]
+    assert rows["median part of the limit, with prefill, exact"][-2:] == ["–", "–"]
+    assert "0.12" not in [cell for cells in rows.values() for cell in cells]
+    assert {"slices of all steps, exact", "planning of all steps, exact"} <= rows.keys()
+
+
+def test_a_limit_that_is_too_low_is_blamed(folder: Folder) -> None:
+    said = "run: steps with prefill lie over the limit"
+    for limit, wanted in ((1e9, True), (1e12, False), (None, False)):
+        page = folder.page(folder.write_run("run", copy_limit_bytes_per_s=limit))
+        assert (said in page) == wanted
+
+
+def test_one_of_a_thing(folder: Folder) -> None:
+    options = {**RUN["options"], "max_num_reqs": 9, "num_kv_heads": 1, "threads": 1}
+    run = {**RUN, "requests": 1, "requests_finished": 1, "options": options}
+    row = {**bench_of()[0], "layers": 1, "requests": 1, "pages": 1, "num_kv_heads": 1}
+    page = folder.page(folder.write("run.json", run), folder.write("bench.json", [row]))
+    text = re.sub(r"<[^>]*>", " ", page)
+    assert re.findall(r"(?<![\d,.])1 (?:KV )?(?:request|layer|thread|page|head)\b", text)
+    assert not re.findall(r"(?<![\d,.])1 (?:KV )?(?:\w+s)\b", text)
+
+
+def test_times_stand_in_a_unit_that_fits(folder: Folder) -> None:
+    series = series_of(30)
+    for way in WAYS:  # steps with prefill take some 90 ms, the others a microsecond
+        for i, decode in enumerate(series["columns"]["decode_only_steps"]):
+            series["columns"][f"update_ns_{way}"][i] *= 1 if decode else 1000
+    page = folder.page(folder.write_run("run", series))
+    words = {kind: re.findall(r"<text[^>]*>(.*?)</text>", svg_of(page, f"Time, steps {kind}"))
+             for kind in ("with prefill", "that only decode")}
+    assert "75 ms" in words["with prefill"]
+    assert "1 µs" in words["that only decode"]
+
+
+def test_what_happened_comes_first(folder: Folder) -> None:
+    """A row of figures and the plots, then the tables that they were made of."""
+    page = folder.page(folder.write_run("a", series_of(30)), folder.write_run("b"),
+                       folder.write("bench.json", bench_of()))
+    places = [page.index(what) for what in (
+        '"at a glance"', "<figcaption>Slices, steps with prefill: a", '"pages"', '"main figures"',
+        '"differences"', '"what was run"', "<figcaption>update", '"all rows of bench"',
+        '"benches"')]
+    assert places == sorted(places)
+    rows = table_of(page, "at a glance")
+    columns = series_of(30)["columns"]
+    prefill = [d == 0 for d in columns["decode_only_steps"]]
+    assert rows["a"][:3] == [
+        f"{median(n for n, p in zip(columns[f'slices_{way}'], prefill, strict=True) if p):.1f}"
+        for way in WAYS]
+    # On paper a paragraph goes to the next page with the plots that it stands over.
+    assert not re.findall(r'<p(?! class=lead)[^>]*>[^<]*</p>\n<div class="panels', page)
+    style = (files("pagedkv.report") / "page.css").read_text()
+    assert re.search(r"@media print.*\.lead[^{]*\{ break-after: avoid", style, re.DOTALL)
+
+
+def test_bench_rows_say_what_is_their_own(folder: Folder) -> None:
+    rows = bench_of()
+    page = folder.page(folder.write("bench.json", [*rows, {**rows[0], "case": "layout"}]))
+    assert ("<p class=lead>All rows: page 16, exact, cold, 1 thread, ordinary pages, 8 heads, "
+            "D 128, from bf16, to bf16, avx2.</p>") in page
+    found = table_of(page, "all rows of bench")
+    assert list(found) == ["row", *(f"{pattern} {tokens:,} tok {layout}"
+                                    for pattern in ("decode", "prefill")
+                                    for layout in ("combined", "nhd") for tokens in (64, 1024)),
+                           "all"]
+    assert found["row"][:4] == ["of limit", "of loop", "time", "GB/s"]
+    assert "of NumPy" not in found["row"]
+    # One grid, and no title over a panel that says the same.
+    assert page.count('<div class="panels">') == 1
+    assert "<h3>update" not in page
 
 
 def test_names_of_files_stay_apart(folder: Folder) -> None:
@@ -420,7 +514,7 @@ BAD_FILES: dict[str, tuple[object, str]] = {
     "no steps": (run_of({"columns": {name: [] for name in SERIES["columns"]}}), "no steps"),
     "below 0": (edit(RUN, "pages_peak", to=-1), '"pages_peak" is not a count'),
     "no count": (edit(RUN, "pages_peak", to=True), '"pages_peak" is not a count'),
-    "more than the pool": (edit(RUN, "pages_peak", to=129), '"pages_peak" is more than "num_pages"'),
+    "more than the pool": (edit(RUN, "pages_peak", to=129), '"pages_peak" is more than "num_pag'),
     "wrong sum": (edit(RUN, "slices_exact", to=1), '"slices_exact" is not the sum'),
     "half a kind": (edit(RUN, "with_prefill", to=[]), "with_prefill: an object"),
     "newer info": ({**INFO, "version": NEWER}, f"written by pagedkv {NEWER}"),
@@ -447,7 +541,7 @@ BAD_SERIES: dict[str, tuple[object, str]] = {
     "more decode than all": (edit(SERIES, "columns", "decode_only_tokens", 1, to=10**6),
                              'more than "tokens"'),
     "more than the pool": (edit(SERIES, "columns", "pages_used", 1, to=129),
-                           r'"pages_used" is 129 in 1 steps, more than the run\'s "num_pages", 128'),
+                           r'"pages_used" is 129 in 1 steps, more than .* "num_pages", 128'),
     "more cached than the pool": (edit(SERIES, "columns", "pages_cached", 1, to=129),
                                   r'"pages_cached" is 129 in 1 steps'),
     "more requests than may": (edit(SERIES, "columns", "running", 1, to=257),
@@ -681,6 +775,7 @@ window.addEventListener("load", () => {
             smallest: Math.min(...sizes), texts: texts.length,
             columns: Math.max(...[...inside.querySelectorAll(".panels")].map(
                 e => getComputedStyle(e).gridTemplateColumns.split(" ").length)),
+            first: inside.querySelector("figure").getBoundingClientRect().top,
             figures: inside.querySelectorAll("figure svg").length,
             paper: getComputedStyle(inside.body).backgroundColor,
             ink: texts.length ? getComputedStyle(texts[0]).fill : "",
@@ -731,6 +826,7 @@ def test_pages_fit_every_width(folder: Folder, pages: dict[str, str]) -> None:
         assert seen["texts"] == len(re.findall(r"<text", pages[seen["page"]])), where
         assert (seen["columns"] == 1) == (seen["width"] == 375), where
         assert seen["paper"] == "rgb(255, 255, 255)", where
+        assert seen["first"] < (500 if seen["width"] > 375 else 680), where
         for title in re.findall(r"<(?:h[123]|figcaption)>(.*?)<", pages[seen["page"]]):
             assert html.unescape(title) in seen["body"], where
 

@@ -45,6 +45,8 @@ _FRACTIONS: tuple[tuple[str, str, Mapping[str, Any]], ...] = (
                                              "markerfacecolor": "none",
                                              "color": COLOURS["static"]}),
 )
+# Behind a number that a line would strike through.
+_ON_PAPER: Mapping[str, Any] = {"facecolor": COLOURS["paper"], "edgecolor": "none", "pad": 0.8}
 KIND_NAMES = {"decode_only": "decode only", "with_prefill": "with prefill"}
 
 _RC: dict[str, Any] = {
@@ -79,6 +81,10 @@ class Curve:
     style: Mapping[str, Any]
     x: list[float] = field(default_factory=list)
     y: list[float] = field(default_factory=list)
+
+
+# What a value is called on an axis.
+Words = Callable[[float, object], str]
 
 
 # ---- numbers ------------------------------------------------------------------------------
@@ -133,6 +139,14 @@ def short(value: float, _position: object = None) -> str:
     return f"{value:.3g}"
 
 
+def short_time(us: float, _position: object = None) -> str:
+    """Microseconds for an axis, each in the unit that fits it: 950 ns, 8 ms."""
+    for size, unit in ((1e6, "s"), (1e3, "ms"), (1, "µs")):
+        if abs(us) >= size:
+            return f"{us / size:.3g} {unit}"
+    return f"{us * 1e3:.3g} ns" if us else "0"
+
+
 # ---- SVG ----------------------------------------------------------------------------------
 
 
@@ -176,13 +190,13 @@ class Plotter:
 
     def over_run(self, what: str, label: str,
                  runs: Sequence[tuple[str, Sequence[Curve], Mapping[str, float]]], *,
-                 may_be_log: bool = False) -> list[Panel]:
+                 may_be_log: bool = False, words: Words = short) -> list[Panel]:
         """A panel for each run, all with the same axes: its curves, and lines at given heights."""
         values = [y for _, curves, levels in runs
                   for y in (*(y for curve in curves for y in curve.y), *levels.values())]
         if not values:
             return []
-        scale = _Scale(values, may_be_log)
+        scale = _Scale(values, may_be_log, words)
         panels = []
         for name, curves, levels in runs:
             def draw(figure: Figure, axes: Axes, curves: Sequence[Curve] = curves,
@@ -227,7 +241,7 @@ class Plotter:
                     axes.plot([middle], [at], color=COLOURS[way],
                               marker=_STYLES[way]["marker"], markersize=8)
                     axes.annotate(f"{middle:.2f}", (middle, at), (0, 8), ha="center",
-                                  textcoords="offset points")
+                                  textcoords="offset points", zorder=6, bbox=_ON_PAPER)
                 axes.axvline(1, color=COLOURS["exact"], linewidth=1.2, zorder=1)
                 axes.set_xlim(0, last)
                 axes.set_ylim(len(rows) - 0.4, -0.8)
@@ -236,8 +250,8 @@ class Plotter:
                 axes.grid(visible=False, axis="y")
                 axes.set_xlabel("update time, exact = 1 (less is faster)")
                 return {"ratios": {name: list(q) for name, _, q in rows}}
-            panels.append(self.panel(_with_run("Against exact, step by step", run, runs), draw,
-                                     1.4 + 0.5 * len(rows)))
+            panels.append(self.panel(_with_run("Time against exact", run, runs), draw,
+                                     1.4 + 0.5 * len(rows), _pairs_words(run)))
         return panels
 
     def rates(self, runs: Sequence[Replay]) -> list[Panel]:
@@ -259,9 +273,7 @@ class Plotter:
                 for at, (_, way, rate) in zip(places, rows, strict=True):
                     axes.barh(at, rate / 1e9, 0.72, color=COLOURS[way])
                     axes.annotate(f"{rate / 1e9:.1f}", (rate / 1e9, at), (4, 0), va="center",
-                                  textcoords="offset points", zorder=6,
-                                  bbox={"facecolor": COLOURS["paper"], "edgecolor": "none",
-                                        "pad": 0.8})
+                                  textcoords="offset points", zorder=6, bbox=_ON_PAPER)
                 limit = run.copy_limit_bytes_per_s
                 if limit:
                     axes.axvline(limit / 1e9, color=COLOURS["limit"], linewidth=1.6, zorder=5)
@@ -278,7 +290,7 @@ class Plotter:
                 axes.set_xlabel("GB/s, read plus written")
                 return {"bytes_per_s": {f"{kind} {way}": rate for kind, way, rate in rows},
                         "copy_limit_bytes_per_s": limit}
-            panels.append(self.panel(_with_run("Rates", run, runs), draw,
+            panels.append(self.panel(_with_run("Rates beside the copy limit", run, runs), draw,
                                      1.3 + 0.34 * len(rows)))
         return panels
 
@@ -323,11 +335,12 @@ class Plotter:
 class _Scale:
     """One y axis for all panels of a row: logarithmic only where a plain one would hide much."""
 
-    def __init__(self, values: Iterable[float], may_be_log: bool) -> None:
+    def __init__(self, values: Iterable[float], may_be_log: bool, words: Words) -> None:
         positive = [value for value in values if value > 0]
         self.high = max(positive, default=1.0)
         self.low = min(positive, default=1.0)
         self.log = may_be_log and self.high / self.low > 30
+        self.words = words
 
     def apply(self, axes: Axes) -> None:
         if self.log:
@@ -338,7 +351,7 @@ class _Scale:
         else:
             axes.set_ylim(0, self.high * 1.12)
             axes.yaxis.set_major_locator(MaxNLocator(5))
-        axes.yaxis.set_major_formatter(FuncFormatter(short))
+        axes.yaxis.set_major_formatter(FuncFormatter(self.words))
 
 
 def _draw_curve(axes: Axes, curve: Curve) -> None:
@@ -360,6 +373,12 @@ def _with_run(title: str, run: Replay, runs: Sequence[Replay]) -> str:
     return f"{title}: {run.name}" if len(runs) > 1 else title
 
 
+def _pairs_words(run: Replay) -> str:
+    """What is compared with what: a point of the series is the sum of some steps."""
+    k = run.series.steps_per_point if run.series is not None else 1
+    return "step by step" if k == 1 else f"point by point, each the sum of up to {k:,} steps"
+
+
 def _ratio_rows(run: Replay, kind: str) -> list[tuple[str, str, tuple[float, float, float]]]:
     rows = []
     for way in ("static", "merged"):
@@ -378,16 +397,22 @@ def paired_ratios(run: Replay, kind: str, way: str) -> list[float]:
     return [a / b for a, b in pairs if a > 0 and b > 0]
 
 
-def rate_of(run: Replay, kind: str, way: str) -> float | None:
-    """Bytes a second, read plus written: the points' median, or without a series the average."""
+def median_rate(run: Replay, kind: str, way: str) -> float | None:
+    """Bytes a second, read plus written: the points' median; None where there is none."""
     tokens = sum(part.tokens for part in run.kinds.values())
     if run.series is None or tokens == 0:
-        return run.kinds[kind].bytes_per_s[way]
+        return None
     token_bytes = 2 * run.counts["bytes_written"] / tokens
     rates = [1e9 * token_bytes * n / ns for n, ns in
              zip(run.series.of_kind("tokens", kind), run.series.of_kind(f"update_ns_{way}", kind),
                  strict=True) if n > 0 and ns > 0]
-    return median(rates) if rates else run.kinds[kind].bytes_per_s[way]
+    return median(rates) if rates else None
+
+
+def rate_of(run: Replay, kind: str, way: str) -> float | None:
+    """The median where the series has one, else the average over the run."""
+    rate = median_rate(run, kind, way)
+    return run.kinds[kind].bytes_per_s[way] if rate is None else rate
 
 
 def way_curves(run: Replay, what: str, kind: str | None, unit: float = 1) -> list[Curve]:

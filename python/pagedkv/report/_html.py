@@ -55,16 +55,33 @@ def plural(n: int, word: str) -> str:
     return f"{n:,} {word}{'' if n == 1 else 's'}"
 
 
-def table(head: Sequence[str], rows: Sequence[Sequence[str]], *, long: bool = False,
-          name: str = "", text_columns: int = 1) -> str:
-    """A table in a box of its own, which scrolls where the window is narrow. Cells are text."""
+# A title, a note beside it, and rows.
+Section = tuple[str, str, Sequence[Sequence[str]]]
+
+
+def table(head: Sequence[str], rows: Sequence[Sequence[str]] = (), *, long: bool = False,
+          name: str = "", over: Sequence[tuple[str, int]] = (),
+          sections: Sequence[Section] = ()) -> str:
+    """A table in a box of its own, which scrolls where the window is narrow. Cells are text.
+
+    over: titles over the head, each of so many columns. sections: rows with titles above them.
+    """
     def cells(row: Sequence[str], tag: str) -> str:
-        return "".join(f'<{tag}{" class=text" if 0 < i < text_columns else ""}>{escaped(cell)}'
-                       f"</{tag}>" for i, cell in enumerate(row))
-    body = "".join(f"<tr>{cells(row, 'td')}</tr>\n" for row in rows)
+        return "".join(f"<{tag}>{escaped(cell)}</{tag}>" for cell in row)
+    above = "".join(f"<th colspan={n}>{escaped(title)}</th>" for title, n in over)
+    parts = []
+    for title, note, found in [*sections, *([("", "", rows)] if rows else [])]:
+        body = "".join(f"<tr>{cells(row, 'td')}</tr>\n" for row in found)
+        if title:
+            beside = f" <span>{escaped(note)}</span>" if note else ""
+            body = (f"<tr class=section><th colspan={len(head)} scope=rowgroup>"
+                    f"<div>{escaped(title)}{beside}</div></th></tr>\n{body}")
+        parts.append(f"<tbody>{body}</tbody>")
+    above = f"<tr class=over>{above}</tr>" if above else ""
     return (f'<div class="table{" long" if long else ""}" tabindex="0" role="region" '
             f'aria-label="{escaped(name)}"><table data-name="{escaped(name)}">'
-            f"<thead><tr>{cells(head, 'th')}</tr></thead>\n<tbody>{body}</tbody></table></div>\n")
+            f"<thead>{above}<tr>{cells(head, 'th')}</tr></thead>\n"
+            f"{''.join(parts)}</table></div>\n")
 
 
 def facts(columns: Sequence[str], rows: Sequence[tuple[str, Sequence[str]]], name: str) -> str:
@@ -80,8 +97,9 @@ def facts(columns: Sequence[str], rows: Sequence[tuple[str, Sequence[str]]], nam
             f'<table data-name="{escaped(name)}">{head}<tbody>{body}</tbody></table></div>\n')
 
 
-def paragraph(text: str, *, alarm: bool = False) -> str:
-    return f'<p{" class=alarm" if alarm else ""}>{escaped(text)}</p>\n'
+def paragraph(text: str, kind: str = "") -> str:
+    """kind: "alarm" warns, "lead" stays with what follows it on paper, "run" is a line of such."""
+    return f"<p{f' class={kind}' if kind else ''}>{escaped(text)}</p>\n"
 
 
 class Page:
