@@ -398,10 +398,10 @@ def test_what_happened_comes_first(folder: Folder) -> None:
     assert rows["a"][:3] == [
         f"{median(n for n, p in zip(columns[f'slices_{way}'], prefill, strict=True) if p):.1f}"
         for way in WAYS]
-    # On paper a paragraph goes to the next page with the plots that it stands over.
-    assert not re.findall(r'<p(?! class=lead)[^>]*>[^<]*</p>\n<div class="panels', page)
+    # On paper a paragraph goes to the next page with what it stands over.
+    assert not re.findall(r"<p(?! class=(?:lead|run))[^>]*>[^<]*</p>\n<div", page)
     style = (files("pagedkv.report") / "page.css").read_text()
-    assert re.search(r"@media print.*\.lead[^{]*\{ break-after: avoid", style, re.DOTALL)
+    assert re.search(r"@media print.*\.run, \.lead[^{]*\{ break-after: avoid", style, re.DOTALL)
 
 
 def test_bench_rows_say_what_is_their_own(folder: Folder) -> None:

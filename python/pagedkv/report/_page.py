@@ -299,7 +299,7 @@ def _add_pages(page: Page, plotter: Plotter, runs: Sequence[Replay]) -> None:
                and "pages_shared" not in run.series.columns]
     if lacking:
         page.add(paragraph(f"{', '.join(lacking)}: the series does not tell shared and cached "
-                            "pages and evictions over time; their totals are below."))
+                            "pages and evictions over time; their totals are below.", "lead"))
     head = ["pages", *(run.name for run in runs)]
     page.add(table(head, [[title, *(of(run) for run in runs)] for title, of in _PAGE_ROWS],
                     name="pages"))
@@ -372,7 +372,7 @@ def _add_comparison(page: Page, runs: Sequence[Replay]) -> None:
                  for name in told[0] if len({str(options[name]) for options in told}) > 1]
     page.add(paragraph(
         "The runs were told the same." if not differing else
-        f"What the runs were told differs in {'; '.join(differing)}."))
+        f"What the runs were told differs in {'; '.join(differing)}.", "lead"))
     head = ["figure", first.name]
     for run in runs[1:]:
         head += [run.name, f"against {first.name}"]
