@@ -249,9 +249,9 @@ def _add_steps(page: Page, plotter: Plotter, runs: Sequence[Replay]) -> None:
     over = [run.name for run in runs if (_of_limit(run, "with_prefill", "exact") or 0) > 1]
     if over:
         page.add(paragraph(
-            f"{', '.join(over)}: steps with prefill lie over the limit. It was taken at another "
-            "moment of a shared machine, which was slower then. Rates of this run can be compared "
-            "with each other, not with its limit."))
+            f"{', '.join(over)}: steps with prefill lie over the limit. It was taken once, at "
+            "another moment of a shared machine: compare the rates of this run with each other, "
+            "not with its limit."))
 
 
 def _marks_words(runs: Sequence[Replay]) -> str:
