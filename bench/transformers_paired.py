@@ -314,6 +314,12 @@ def show(rows: list[dict[str, Any]]) -> None:
               f"| {ns['pagedkv, plan'] / 1e3:.0f} | {100 * row['write_share_of_step']:.2f}% |")
 
 
+def save(rows: list[dict[str, Any]], path: str | None) -> None:
+    if path is not None:
+        with open(path, "w", encoding="utf-8") as file:
+            json.dump(rows, file, indent=1)
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--pairs", type=int, default=24, help="rounds of all arms (24)")
@@ -332,15 +338,14 @@ def main() -> int:
     gc.collect()
     gc.freeze()  # the engine collects garbage after every run
     rows = measure_writes(o) if o.writes else []
+    save(rows, o.json)
     for name, build in () if o.writes else MODELS.items():
         for workload in WORKLOADS:
             rows.append({"model": name, "transformers": transformers.__version__,
                          "torch": torch.__version__, **measure(build, workload, o)})
+            save(rows, o.json)  # what was measured outlives a run that is cut short
             print(f"{name}, {workload}: done", file=sys.stderr)
     (show_writes if o.writes else show)(rows)
-    if o.json is not None:
-        with open(o.json, "w", encoding="utf-8") as file:
-            json.dump(rows, file, indent=1)
     return 0
 
 
