@@ -358,8 +358,8 @@ def _compared() -> list[_Figure]:
     rows.append(("planning of all steps, exact", lambda r: r.counts["plan_ns"], time_words))
     rows.append(("copy limit, GB/s", lambda r: None if r.copy_limit_bytes_per_s is None
                  else r.copy_limit_bytes_per_s / 1e9, number_words))
-    rows += [(f"median part of the limit, {KIND_NAMES[kind]}, {way}", of_limit(kind, way), number_words)
-             for kind in KINDS for way in WAYS]
+    rows += [(f"median part of the limit, {KIND_NAMES[kind]}, {way}", of_limit(kind, way),
+              number_words) for kind in KINDS for way in WAYS]
     return rows
 
 
