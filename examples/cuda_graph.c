@@ -2,8 +2,9 @@
  *
  *     cc examples/cuda_graph.c $(pkg-config --cflags --libs pagedkv) -lcuda && ./a.out
  *
- * with a library that `make cuda` made.  Lengths, block table and counts are read by the
- * device: what changes from step to step is the content of a few small arrays.
+ * with a library that `make cuda` made, and the CUDA toolkit's cuda.h.  Lengths, block
+ * table and counts are read by the device: what changes from step to step is the content
+ * of a few small arrays.
  */
 #include <cuda.h>
 #include <pagedkv/pagedkv_cuda.h>

@@ -1,4 +1,7 @@
-"""A decode loop under jit: the cache is donated, the count is traced."""
+"""A decode loop under jit: the cache is donated, the count is traced.
+
+    pip install '.[jax]' && python examples/jax_update.py
+"""
 
 from functools import partial
 

@@ -1,4 +1,7 @@
-"""One step of two requests: plan it once, write it, read it back."""
+"""One step of two requests: plan it once, write it, read it back.
+
+    pip install . && python examples/numpy_update.py
+"""
 
 import numpy as np
 

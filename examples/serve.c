@@ -19,7 +19,8 @@ static pkv_seqs   *seqs;      /* which pages hold which sequence */
 static pkv_prefix *prompts;   /* which pages hold the beginning of a prompt */
 static pkv_cache   cache;     /* one layer's keys and values */
 static char        memory[P * S * ROW_BYTES], new_rows[MAX_TOKENS * ROW_BYTES];
-static pkv_error   err = {.what = "a builder refused its sizes", .index = -1, .layer = -1};
+static pkv_error   err = {.code = PKV_E_INVALID, .what = "a builder refused its sizes",
+                                .index = -1, .layer = -1};
 
 static void check(pkv_status status)
 {

@@ -1,5 +1,7 @@
 """Three prompts served by a small transformer, its keys and values in pages.
 
+    pip install '.[torch]' && python examples/torch_model.py
+
 The answers are those of the same model without a cache, which computes every request anew in
 each step. Pages that hold the beginning of a prompt already are found and not computed again.
 """

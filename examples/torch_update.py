@@ -1,4 +1,9 @@
-"""A layer that writes its keys and values into a paged cache, eager and compiled."""
+"""A layer that writes its keys and values into a paged cache, eager and compiled.
+
+    pip install '.[torch]' && python examples/torch_update.py
+
+torch.compile needs g++.
+"""
 
 import torch
 

@@ -41,7 +41,8 @@ int main(void)
     pkv_cache  cache;
     pkv_new_kv new_kv;
     pkv_rows   rows;
-    pkv_error  err = {.what = "a builder refused its sizes", .index = -1, .layer = -1};
+    pkv_error  err = {.code = PKV_E_INVALID, .what = "a builder refused its sizes",
+                        .index = -1, .layer = -1};
     check(pkv_slices_from_array(&slices, sizeof slices, columns, N, &n), &err);
     check(pkv_cache_combined(&cache, sizeof cache, cache_memory, P, S, H, D, PKV_DTYPE_BF16), &err);
     check(pkv_new_kv_combined(&new_kv, sizeof new_kv, new_memory, T, H, D, PKV_DTYPE_BF16), &err);
