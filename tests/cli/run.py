@@ -364,6 +364,25 @@ class Replay(Case):
                          "--series", path, "--json", path)
         self.assertEqual(list(self.folder.iterdir()), [])
 
+    def test_waiting_threads_sleep(self):
+        """Unless the variable is set; what OpenMP prints at each start says how they wait."""
+        def spins(**variables):
+            environment = {k: v for k, v in os.environ.items() if k != "OMP_WAIT_POLICY"}
+            environment.update(variables, OMP_DISPLAY_ENV="verbose")
+            got = subprocess.run([program, "replay", DATA / "azure_small.csv", "--quiet"],
+                                 capture_output=True, text=True, check=True, timeout=300,
+                                 env=environment)
+            return re.findall(r"GOMP_SPINCOUNT = '(\d+)'", got.stderr)
+
+        active = spins(OMP_WAIT_POLICY="active")
+        if not active:  # a build without OpenMP, or with another one: it starts once
+            self.assertEqual(spins(), [])
+            return
+        self.assertEqual(len(active), 1)
+        self.assertGreater(int(active[0]), 0)
+        self.assertEqual(spins()[-1], "0")
+        self.assertEqual(spins(OMP_WAIT_POLICY="passive"), ["0"])
+
     def test_outputs_destroy_nothing(self):
         """By whatever name: another spelling, a link, a file that is not there yet."""
         trace, inner = self.folder / "trace.csv", self.folder / "inner"
