@@ -10,7 +10,6 @@ import os
 import re
 import subprocess
 import sys
-from collections.abc import Callable
 from importlib.resources import files
 from pathlib import Path
 from statistics import median
@@ -501,7 +500,7 @@ BAD_FILES: dict[str, tuple[object, str]] = {
     "something behind it": (json.dumps(RUN, indent=1) + "\nx", r"line \d+: something .* behind"),
     "deep": ("[" * 100000 + "]" * 100000, "nested too deeply|not"),
     "long number": ('{"steps": ' + "9" * 9999 + "}", "not JSON"),
-    "a number beyond all": (edit(RUN, "limit_fraction", to=10**400), "is not a number"),
+    "a number beyond all": (edit(RUN, "copy_limit_bytes_per_s", to=10**400), "is not a number"),
     "a row beyond all": (edit(bench_of(), 1, "ns_median", to=10**400), 'row 2: "ns_median" is not'),
     "another JSON": ({"name": "x", "version": 2}, "not the JSON of pagedkv"),
     "a number": ("7", "not the JSON of pagedkv"),

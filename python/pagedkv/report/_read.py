@@ -124,8 +124,6 @@ class Replay:
     format: str
     allocator: str
     copy_limit_bytes_per_s: float | None
-    update_bytes_per_s: float | None
-    limit_fraction: float | None
     series: Series | None
 
     def total(self, field: str, way: str) -> int:
@@ -410,7 +408,6 @@ def _read_replay(path: Path, name: str, value: object) -> Replay:
          "verify": options.optional("verify", bool), "version": options.text("version")},
         kinds, fields.text("format"), fields.text("allocator"),
         fields.optional("copy_limit_bytes_per_s", float),
-        fields.optional("update_bytes_per_s", float), fields.optional("limit_fraction", float),
         series)
 
 
